@@ -1,0 +1,313 @@
+"""Latentsweep from Python: plan a study, run it, read what it found.
+
+    from orchestrator import api
+
+    result = api.run("studies/cat-to-dragon.yaml")
+    frame = api.frame("cat-to-dragon").to_pandas()
+
+Every function takes `root`, the folder or object-store prefix that holds catalog and studies.
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console
+
+from orchestrator import wiring
+from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
+from orchestrator.display import watching
+from orchestrator.plan import Plan, make_plan, remember_rate, surveyed, trial_count
+from orchestrator.report.contact_sheet import contact_sheet
+from orchestrator.report.results import Results, TrialResult
+from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root
+from orchestrator.sweep import Progress, sweep
+from orchestrator.tracking import Guarded
+from orchestrator.tracking.comet import api_key_problem
+from search_spaces.errors import InputError, did_you_mean
+from search_spaces.requests import Failed, Scored, Settings, Value
+from search_spaces.strategies import PastTrial
+from search_spaces.study import Study
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BATCH = 8
+"""Images per pipeline call: measured on 2 CPU cores (DECISIONS.md); a GPU out of memory halves it by itself."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did, what the study has found so far, and where it lies."""
+
+    progress: Progress
+    results: Results
+    folder: Path
+    catalog: str
+    contact_sheet: Path | None
+    messages: Sequence[str]
+    stopped: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 3 with failed images, 130 stopped by the user."""
+        if self.stopped:
+            return 130
+        return 3 if self.progress.failed else 0
+
+
+def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
+    """Check a study file and everything it names, and count what it will cost; nothing is generated.
+
+    Raises InputError with one sentence for whatever is wrong.
+    """
+    resolved = wiring.resolve(Path(study_file), root, _local_gpus)
+    known = ParquetCatalog(Tables(root), resolved.study).image_ids
+    return make_plan(resolved.study, known, root, resolved.warnings)
+
+
+def run(
+    study_file: str | Path,
+    root: str = DEFAULT_ROOT,
+    address: str | None = None,
+    workers: int | None = None,
+    batch: int = DEFAULT_BATCH,
+    retry_failed: bool = False,
+    console: Console | None = None,
+    quiet: bool = True,
+) -> RunResult:
+    """Run a study, or go on with it: what the catalog has is not generated again.
+
+    `address` is a Ray cluster's, by default RAY_ADDRESS or a local instance; `workers` the number of actors,
+    by default one per GPU, or as many as the cores carry; `batch` the images per pipeline call; `retry_failed`
+    tries lost images again. Raises InputError before anything is loaded for whatever is wrong.
+    """
+    console = console or Console()
+    say = (
+        (lambda line: None)
+        if quiet
+        else partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    )
+    from orchestrator.ray_pool import RayPool, cluster_gpus, cores, ray_session
+
+    clustered = bool(address or os.environ.get("RAY_ADDRESS"))
+    key_problem = api_key_problem(os.environ)
+    if key_problem:
+        say(key_problem)
+    connect = partial(ray_session, address)
+    with _session_now(connect, clustered):
+        gpus = cluster_gpus if clustered else _local_gpus
+        resolved = wiring.resolve(Path(study_file), root, gpus)
+        study, folder = resolved.study, StudyFolder(root, resolved.study.name)
+        with folder.locked(), folder.logging(), _interrupts() as interrupted:
+            folder.pin(study, resolved.text, resolved.images)
+            tables = Tables(root)
+            past = past_trials(tables, study.name, study.objective, forget_lost=retry_failed)
+            total = trial_count(study, surveyed(study)) * len(study.instances)
+            has_gpus = gpus() > 0
+            if workers is None:
+                memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                workers = gpus() if has_gpus else wiring.cpu_workers(study.model, cores(), memory)
+            threads = max(1, cores() // workers)
+            pool = RayPool(
+                connect,
+                wiring.worker_maker(wiring.worker_setup(resolved, batch, threads)),
+                workers,
+                batch,
+                num_cpus=1 if has_gpus else min(threads, cores() / workers),
+                num_gpus=1 if has_gpus else 0,
+            )
+            tracker = Guarded(wiring.make_tracker(study, root, folder))
+            for warning in resolved.warnings:
+                say(f"note: {warning}")
+            kind = "GPU" if has_gpus else "CPU"
+            say(
+                f"{study.name}: {total} images of {study.model.name} on {workers} {kind} "
+                f"worker{'s' if workers > 1 else ''}; results in {folder.path}"
+            )
+            log.info("run %s with %d workers, batch %d", study.name, workers, batch)
+            try:
+                with watching(console, study.objective, quiet) as watch:
+                    progress = sweep(
+                        study,
+                        wiring.make_strategy(study, past),
+                        pool,
+                        ParquetCatalog(tables, study),
+                        tracker,
+                        past,
+                        total,
+                        watch,
+                        interrupted,
+                    )
+            finally:
+                pool.close()
+            if progress.rows_per_second and progress.generated >= 4 * batch * workers:
+                remember_rate(study, root, progress.rows_per_second)
+            messages = [*(f"note: {note}" for note in progress.notes), *pool.notices]
+            closing = tracker.close()
+            if closing:
+                messages.append(closing)
+            for message in messages:
+                log.info(message)
+            found = results(study.name, root)
+            sheet = write_contact_sheet(found, root)
+            return RunResult(
+                progress,
+                found,
+                folder.path,
+                f"{root.rstrip('/')}/catalog",
+                sheet,
+                [*([key_problem] if key_problem else []), *messages],
+                interrupted(),
+            )
+
+
+def results(study: str, root: str = DEFAULT_ROOT) -> Results:
+    """What a study found, from the catalog; the pinned study adds what was inert or cannot run.
+
+    Raises InputError where the root knows no such study.
+    """
+    pinned, tables = StudyFolder(root, study).pinned(), Tables(root)
+    objective = pinned.objective if pinned else "score"
+    past = past_trials(tables, study, objective)
+    if not past and pinned is None:
+        known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
+        hint = did_you_mean(study, known) if known else "; it holds no study yet"
+        raise InputError(f"there is no study {study!r} under {root}{hint}")
+    return _results(study, objective, past, pinned, tables)
+
+
+def _results(
+    name: str, objective: str, past: Sequence[PastTrial], pinned: Study | None, tables: Tables
+) -> Results:
+    instances = len(pinned.instances) if pinned else 1 + max(i for t in past for i in t.outcomes)
+    found = surveyed(pinned) if pinned else None
+    images = _image_ids(tables, name)
+    numbers = {_candidate(pinned, trial.settings): trial.number for trial in past}
+    return Results(
+        study=name,
+        objective=objective,
+        instances=instances,
+        axes=_axes(past, pinned),
+        trials=[
+            TrialResult(
+                trial.number,
+                trial.settings,
+                {
+                    i: o.scores[objective]
+                    for i, o in trial.outcomes.items()
+                    if isinstance(o, Scored) and i < instances
+                },
+                {i: o.reason for i, o in trial.outcomes.items() if isinstance(o, Failed) and i < instances},
+                images.get(trial.number, {}),
+            )
+            for trial in past
+        ],
+        twin_of=lambda settings: numbers.get(_candidate(pinned, settings)),
+        inert=list(found.inert) if found else [],
+        infeasible=list(found.infeasible) if found else [],
+    )
+
+
+def _candidate(pinned: Study | None, settings: Settings) -> object:
+    return pinned.judge.candidate(settings) if pinned else tuple(sorted(settings.items(), key=str))
+
+
+def _image_ids(tables: Tables, study: str) -> dict[int, dict[int, str]]:
+    """Trial → instance → image_id of the pictures that were scored."""
+    where = (pa.compute.field("study") == study) & (pa.compute.field("state") == "scored")
+    ids: dict[int, dict[int, str]] = {}
+    for row in tables.read("trials", ["trial", "instance", "image_id"], where).to_pylist():
+        ids.setdefault(row["trial"], {})[row["instance"]] = row["image_id"]
+    return ids
+
+
+def _axes(past: Sequence[PastTrial], pinned: Study | None) -> dict[str, list[Value]]:
+    """Each swept setting with its values: the study file's where it lists them, else those tried, ascending."""
+    axes: dict[str, list[Value]] = {}
+    names = pinned.space.axes if pinned else dict.fromkeys(name for trial in past for name in trial.settings)
+    for name in names:
+        points = pinned.space.axes[name].points() if pinned else None
+        tried = list(dict.fromkeys(trial.settings[name] for trial in past if name in trial.settings))
+        if points is None:
+            numeric = all(isinstance(value, int | float) for value in tried)
+            axes[name] = sorted(tried, key=lambda v: v if numeric else 0)  # type: ignore[arg-type,return-value]
+        else:
+            axes[name] = [*points, *(value for value in tried if value not in points)]
+    return axes
+
+
+def write_contact_sheet(
+    found: Results, root: str = DEFAULT_ROOT, x: str | None = None, y: str | None = None
+) -> Path | None:
+    """Draw a study's contact sheet into its folder; None where there is no picture yet. Raises InputError."""
+    if not any(trial.images for trial in found.trials):
+        return None
+    from workers.png import decode_png
+
+    tables, folder = Tables(root), StudyFolder(root, found.study)
+    sheet = contact_sheet(found, lambda image_id: decode_png(tables.png(image_id)), x, y)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    sheet.save(folder.contact_sheet)
+    return folder.contact_sheet
+
+
+def frame(study: str, root: str = DEFAULT_ROOT) -> pa.Table:
+    """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`)."""
+    return joined(Tables(root), study)
+
+
+def _local_gpus() -> int:
+    from workers.device import gpu_count
+
+    return gpu_count()
+
+
+@contextmanager
+def _session_now(connect: Callable[[], object], clustered: bool) -> Iterator[None]:
+    """Connect at once where a cluster is named: its GPUs decide the study's dtype."""
+    if not clustered:
+        yield
+        return
+    with connect():  # type: ignore[attr-defined]
+        yield
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a question's answer; the second one raises KeyboardInterrupt."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask_to_stop(number: int, frame: object) -> None:  # noqa: ARG001
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = [
+    "InputError",
+    "Plan",
+    "RunResult",
+    "frame",
+    "local_root",
+    "plan",
+    "results",
+    "run",
+    "write_contact_sheet",
+]

@@ -1,0 +1,218 @@
+"""The catalog in Parquet: immutable part files under one root, local or on any pyarrow filesystem."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from orchestrator.catalog import Judged, Unscored
+from orchestrator.catalog.schema import SCHEMAS, image_row, score_rows, trial_row
+from orchestrator.pool import Done, PngPicture
+from search_spaces.requests import Failed, ImageRequest, Outcome, Scored
+from search_spaces.strategies import PastTrial
+from search_spaces.study import Study
+
+
+class Tables:
+    """The three tables under a root (`runs` or `s3://bucket/runs`), readable by anything that reads Parquet."""
+
+    def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            self._filesystem, base = pafs.FileSystem.from_uri(str(root))
+        else:
+            self._filesystem, base = pafs.LocalFileSystem(), str(Path(root).absolute())
+        self._base = f"{base.rstrip('/')}/catalog"
+
+    def append(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write rows as one part file; on return it is durable and whole, or not there at all."""
+        if not rows:
+            return
+        data = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMAS[table])
+        folder = f"{self._base}/{table}"
+        name = f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet"
+        self._filesystem.create_dir(folder, recursive=True)
+        if isinstance(self._filesystem, pafs.LocalFileSystem):
+            _write_aside(data, Path(folder), name)
+        else:  # an object store shows a whole object or none
+            pq.write_table(data, f"{folder}/{name}", filesystem=self._filesystem)
+
+    def read(
+        self, table: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
+        """Rows of a table, in the order they were written; empty where nothing was written yet."""
+        rows: pa.Table = self._dataset(table).to_table(
+            columns=list(columns) if columns else None, filter=where
+        )
+        return rows
+
+    def png(self, image_id: str) -> bytes:
+        """One picture. Raises KeyError where the catalog has none of that id."""
+        found = self.read(
+            "images", ["image"], (pc.field("image_id") == image_id) & (pc.field("status") == "ok")
+        )
+        if not found.num_rows:
+            raise KeyError(image_id)
+        png: bytes = found.column("image")[0].as_py()["bytes"]
+        return png
+
+    def pictures(self, image_ids: Set[str]) -> Iterator[tuple[str, bytes]]:
+        """Those of some pictures that are there, each once, in one pass that holds few of them in memory."""
+        wanted = pc.field("image_id").isin(sorted(image_ids)) & (pc.field("status") == "ok")
+        seen: set[str] = set()
+        for batch in self._dataset("images").to_batches(
+            columns=["image_id", "image"],
+            filter=wanted,
+            batch_size=64,
+            batch_readahead=1,
+            fragment_readahead=1,
+        ):
+            for row in batch.to_pylist():
+                if row["image_id"] not in seen:
+                    seen.add(row["image_id"])
+                    yield row["image_id"], row["image"]["bytes"]
+
+    def _dataset(self, table: str) -> ds.Dataset:
+        folder = f"{self._base}/{table}"
+        if self._filesystem.get_file_info(folder).type != pafs.FileType.Directory:
+            return ds.dataset(SCHEMAS[table].empty_table())
+        return ds.dataset(folder, filesystem=self._filesystem, schema=SCHEMAS[table], format="parquet")
+
+
+def _write_aside(data: pa.Table, folder: Path, name: str) -> None:
+    """Write under a hidden name, fsync, rename, fsync the folder: a reader never sees half a file."""
+    aside = folder / f".{name}.tmp"
+    try:
+        with aside.open("wb") as file:
+            pq.write_table(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(folder / name)
+    finally:
+        aside.unlink(missing_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class ParquetCatalog:
+    """The catalog as one study uses it."""
+
+    def __init__(self, tables: Tables, study: Study) -> None:
+        self._tables, self._study = tables, study
+        self._images = {
+            row["image_id"]: row["reason"] if row["status"] == "infeasible" else None
+            for row in tables.read("images", ["image_id", "status", "reason"]).to_pylist()
+        }
+        scores = tables.read(
+            "scores", ["image_id", "text", "value"], pc.field("scorer") == study.scorer.id
+        ).to_pylist()
+        self._scores: dict[tuple[str, str], float] = {
+            (row["image_id"], row["text"]): row["value"] for row in scores
+        }
+
+    @property
+    def image_ids(self) -> Set[str]:
+        """Everything that has been made, or found infeasible, under the root."""
+        return self._images.keys()
+
+    def find(self, request: ImageRequest) -> Scored | Failed | Unscored | None:
+        """What is known of a request; None where it has to be generated."""
+        if request.image_id not in self._images:
+            return None
+        reason = self._images[request.image_id]
+        if reason is not None:
+            return Failed("infeasible", reason)
+        value = self._scores.get((request.image_id, request.score_text))
+        if value is not None:
+            return Scored({self._study.objective: value})
+        return Unscored(PngPicture(self._tables.png(request.image_id)))
+
+    def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
+        """Pictures, then their scores, then the trials that rest on them; durable on return."""
+        images = [
+            item for item in done if _belongs_in_images(item) and item.request.image_id not in self._images
+        ]
+        self._tables.append(
+            "images",
+            [image_row(item, self._study, item.picture.png() if item.picture else None) for item in images],
+        )
+        self._tables.append("scores", [row for item in done for row in score_rows(item, self._study)])
+        self._tables.append("trials", [trial_row(item, self._study) for item in judged])
+        for item in images:
+            failed = isinstance(item.outcome, Failed)
+            self._images[item.request.image_id] = item.outcome.reason if failed else None  # type: ignore[union-attr]
+        for item in done:
+            if isinstance(item.outcome, Scored):
+                (value,) = item.outcome.scores.values()
+                self._scores[item.request.image_id, item.request.score_text] = value
+
+
+def _belongs_in_images(item: Done) -> bool:
+    """A picture, or a failure that is a property of the settings; what machines lost is not remembered here."""
+    if isinstance(item.outcome, Failed):
+        return item.outcome.kind == "infeasible"
+    return item.picture is not None
+
+
+def past_trials(tables: Tables, study: str, objective: str, forget_lost: bool = False) -> list[PastTrial]:
+    """The trials of a study as the trials table has them, by number, each with what became of its instances.
+
+    `forget_lost` leaves lost instances out, so that they are tried again.
+    """
+    columns = ["trial", "instance", "image_id", "state", "reason", "settings", "scorer", "text"]
+    rows = tables.read("trials", columns, pc.field("study") == study).to_pylist()
+    if not rows:
+        return []
+    values = score_values(tables, {row["scorer"] for row in rows})
+    trials: dict[int, tuple[str, dict[int, Outcome]]] = {}
+    for row in rows:
+        _, outcomes = trials.setdefault(row["trial"], (row["settings"], {}))
+        if row["state"] == "scored":
+            value = values.get((row["scorer"], row["image_id"], row["text"]))
+            if value is not None:
+                outcomes[row["instance"]] = Scored({objective: value})
+        elif not (forget_lost and row["state"] == "lost"):
+            outcomes.setdefault(row["instance"], Failed(row["state"], row["reason"]))
+    return [
+        PastTrial(number, json.loads(settings), outcomes)
+        for number, (settings, outcomes) in sorted(trials.items())
+    ]
+
+
+def score_values(tables: Tables, scorers: set[str]) -> dict[tuple[str, str, str], float]:
+    """Every value of some scorers by (scorer, image_id, text)."""
+    rows = tables.read(
+        "scores", ["scorer", "image_id", "text", "value"], pc.field("scorer").isin(sorted(scorers))
+    )
+    return {(row["scorer"], row["image_id"], row["text"]): row["value"] for row in rows.to_pylist()}
+
+
+def joined(tables: Tables, study: str) -> pa.Table:
+    """What people want of a study: a row per trial and instance, with settings, score and picture.
+
+    Columns: those of `trials` but for `settings`, then `value` (the score, null without one), then those of
+    `images`.
+    """
+    trials = tables.read("trials", where=pc.field("study") == study).drop_columns(["settings"])
+    keys = trials.select(["scorer", "image_id", "text"]).to_pylist()
+    values = score_values(tables, {key["scorer"] for key in keys})
+    scores = [values.get((key["scorer"], key["image_id"], key["text"])) for key in keys]
+    images = tables.read("images", where=pc.field("image_id").isin(trials["image_id"].unique()))
+    position = {image_id: row for row, image_id in enumerate(images["image_id"].to_pylist())}
+    rows = pa.array([position.get(key["image_id"]) for key in keys], pa.int64())
+    made = images.take(rows)
+    table = trials.append_column("value", pa.array(scores, pa.float64()))
+    for name in images.column_names:
+        if name not in table.column_names:
+            table = table.append_column(images.schema.field(name), made[name])
+    return table

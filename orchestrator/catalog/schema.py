@@ -1,0 +1,181 @@
+"""The catalog's three tables: columns, types and what a row is made from."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import pyarrow as pa
+
+from orchestrator.catalog import Judged, state
+from orchestrator.pool import Done
+from search_spaces.requests import Failed, Looked, Scored
+from search_spaces.space import effective_steps
+from search_spaces.study import PIXEL_REVISION, Study
+
+SCHEMA_VERSION = 1
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+# Settings with a column of their own; all others are in `other_settings` as JSON.
+SETTING_COLUMNS: Mapping[str, pa.DataType] = {
+    "negative_prompt": pa.string(),
+    "guidance_scale": pa.float64(),
+    "strength": pa.float64(),
+    "num_inference_steps": pa.int64(),
+    "scheduler": pa.string(),
+    "eta": pa.float64(),
+    "guidance_rescale": pa.float64(),
+    "clip_skip": pa.int64(),
+}
+
+_IMAGE_COLUMNS: Mapping[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "model": pa.string(),
+    "revision": pa.string(),
+    "task": pa.string(),
+    "pipeline": pa.string(),
+    "dtype": pa.string(),
+    "prompt": pa.string(),
+    **SETTING_COLUMNS,
+    "other_settings": pa.string(),
+    "seed": pa.int64(),
+    "effective_steps": pa.int64(),
+    "unet_calls": pa.int64(),
+    "width": pa.int64(),
+    "height": pa.int64(),
+    "input_image": pa.string(),
+    "input_mask": pa.string(),
+    "pixel_revision": pa.int64(),
+    "diffusers": pa.string(),
+    "torch": pa.string(),
+    "latentsweep": pa.string(),
+    "device": pa.string(),
+    "seconds_generate": pa.float64(),
+    "seconds_score": pa.float64(),
+    "time": _TIME,
+}
+
+_SCORE_COLUMNS: Mapping[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "scorer": pa.string(),
+    "text": pa.string(),
+    "value": pa.float64(),
+    "time": _TIME,
+}
+
+_TRIAL_COLUMNS: Mapping[str, pa.DataType] = {
+    "study": pa.string(),
+    "trial": pa.int64(),
+    "instance": pa.int64(),
+    "image_id": pa.string(),
+    "role": pa.string(),
+    "state": pa.string(),
+    "reason": pa.string(),
+    "settings": pa.string(),
+    "scorer": pa.string(),
+    "text": pa.string(),
+    "time": _TIME,
+}
+
+
+def _huggingface_features(columns: Mapping[str, pa.DataType]) -> dict[str, dict[str, str]]:
+    """The columns as Hugging Face `datasets` features, so that it shows pictures as pictures."""
+    return {
+        name: {"_type": "Image"}
+        if pa.types.is_struct(kind)
+        else {"dtype": _feature_dtype(kind), "_type": "Value"}
+        for name, kind in columns.items()
+    }
+
+
+def _feature_dtype(kind: pa.DataType) -> str:
+    return {"double": "float64"}.get(str(kind), str(kind))
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    features = {"info": {"features": _huggingface_features(columns)}}
+    metadata = {"huggingface": json.dumps(features), "latentsweep_schema": str(SCHEMA_VERSION)}
+    return pa.schema(list(columns.items()), metadata=metadata)
+
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "images": _schema(_IMAGE_COLUMNS),
+    "scores": _schema(_SCORE_COLUMNS),
+    "trials": _schema(_TRIAL_COLUMNS),
+}
+
+
+def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
+    """A finished request as a row of `images`."""
+    request, model = done.request, study.model
+    settings = dict(request.settings)
+    size = done.provenance.width, done.provenance.height
+    others = {k: v for k, v in settings.items() if k not in SETTING_COLUMNS and k not in ("width", "height")}
+    failed = done.outcome if isinstance(done.outcome, Failed) else None
+    return {
+        "image_id": request.image_id,
+        "image": None if png is None else {"bytes": png, "path": f"{request.image_id}.png"},
+        "status": failed.kind if failed else "ok",
+        "reason": failed.reason if failed else None,
+        "model": model.name,
+        "revision": model.revision,
+        "task": model.task,
+        "pipeline": model.pipeline,
+        "dtype": model.dtype,
+        "prompt": request.prompt,
+        **{name: settings.get(name) for name in SETTING_COLUMNS},
+        "other_settings": json.dumps(others, sort_keys=True),
+        "seed": request.seed,
+        "effective_steps": effective_steps(settings, model),
+        "unet_calls": done.provenance.unet_calls,
+        "width": size[0] or settings.get("width"),
+        "height": size[1] or settings.get("height"),
+        "input_image": request.image,
+        "input_mask": request.mask,
+        "pixel_revision": PIXEL_REVISION,
+        "diffusers": model.diffusers,
+        "torch": version("torch"),
+        "latentsweep": version("latentsweep"),
+        "device": done.provenance.device,
+        "seconds_generate": done.provenance.seconds_generate,
+        "seconds_score": done.provenance.seconds_score,
+        "time": datetime.now(UTC),
+    }
+
+
+def score_rows(done: Done, study: Study) -> list[dict[str, object]]:
+    """A finished request's scores as rows of `scores`."""
+    if not isinstance(done.outcome, Scored):
+        return []
+    return [
+        {
+            "image_id": done.request.image_id,
+            "scorer": study.scorer.id,
+            "text": done.request.score_text,
+            "value": value,
+            "time": datetime.now(UTC),
+        }
+        for value in done.outcome.scores.values()
+    ]
+
+
+def trial_row(judged: Judged, study: Study) -> dict[str, object]:
+    """What became of a trial on an instance as a row of `trials`."""
+    assert not isinstance(judged.outcome, Looked)
+    return {
+        "study": study.name,
+        "trial": judged.trial.number,
+        "instance": judged.instance,
+        "image_id": judged.request.image_id,
+        "role": judged.role,
+        "state": state(judged.outcome),
+        "reason": judged.outcome.reason if isinstance(judged.outcome, Failed) else None,
+        "settings": json.dumps(dict(judged.trial.settings)),
+        "scorer": study.scorer.id,
+        "text": judged.request.score_text,
+        "time": datetime.now(UTC),
+    }

@@ -1,0 +1,165 @@
+"""The command `latentsweep`: a thin layer over `orchestrator.api`."""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces import study_file
+from search_spaces.errors import InputError
+
+EXIT_CODES = "exit codes: 0 done, 1 internal error, 2 your input, 3 with failed images, 130 stopped by Ctrl-C"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the result is the exit code."""
+    options = _parser().parse_args(arguments)
+    errors = Console(stderr=True)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except InputError as error:
+        errors.print(f"latentsweep: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("latentsweep: stopped; the same command goes on where it was")
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001  # the last line of defence: a sentence, and the traceback on request
+        kind = type(error).__name__
+        errors.print(f"latentsweep: {kind}: {error}", markup=False, highlight=False, soft_wrap=True)
+        if options.traceback:
+            traceback.print_exc()
+        else:
+            errors.print("latentsweep: what was stored is kept; --traceback shows where it happened")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="latentsweep",
+        description="Find the settings that make a diffusion model draw what the prompt says.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an internal error happened")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a study, or go on with it", epilog=EXIT_CODES)
+    run.add_argument("study", type=Path, metavar="STUDY.yaml")
+    run.add_argument(
+        "--address", help="a Ray cluster's address; by default RAY_ADDRESS or this machine alone"
+    )
+    run.add_argument("--workers", type=_count, help="actors; by default one per GPU, or one per core")
+    run.add_argument("--batch", type=_count, default=8, help="images per pipeline call (default 8)")
+    run.add_argument("--retry-failed", action="store_true", help="try images again that machines lost")
+    run.add_argument("--quiet", action="store_true", help="print the report only")
+    run.set_defaults(command=_run)
+
+    plan = commands.add_parser("plan", help="check a study and count what it will cost, generating nothing")
+    plan.add_argument("study", type=Path, metavar="STUDY.yaml")
+    plan.set_defaults(command=_plan)
+
+    report = commands.add_parser("report", help="print a study's report again, from the catalog")
+    report.add_argument("study", metavar="STUDY", help="a study's name")
+    report.add_argument("--x", help="setting along the contact sheet's columns")
+    report.add_argument("--y", help="setting along the contact sheet's rows")
+    report.add_argument("--top", type=_count, default=10, help="settings in the table (default 10)")
+    report.set_defaults(command=_report)
+
+    schema = commands.add_parser("schema", help="print the study file's JSON Schema, for editors")
+    schema.set_defaults(command=_schema)
+    for command in (run, plan, report):
+        command.add_argument(
+            "--root",
+            default="runs",
+            help="folder or s3://, gs:// prefix of catalog and studies (default runs)",
+        )
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
+
+
+def _run(options: argparse.Namespace) -> int:
+    from orchestrator import api
+    from orchestrator.report.terminal import render_report
+
+    console = Console()
+    result = api.run(
+        options.study,
+        options.root,
+        options.address,
+        options.workers,
+        options.batch,
+        options.retry_failed,
+        console,
+        options.quiet,
+    )
+    console.print(render_report(result.results))
+    progress = result.progress
+    rows: list[tuple[str, str]] = [
+        (
+            "images",
+            f"{progress.generated} generated, {progress.reused} reused from the catalog, {progress.failed} failed",
+        ),
+        ("contact sheet", str(result.contact_sheet or "none: no picture yet")),
+        ("catalog", result.catalog),
+        ("study", str(result.folder)),
+        *(("note", message) for message in result.messages),
+    ]
+    if result.stopped:
+        rows.append(("stopped", "the same command goes on where it was"))
+    _print_rows(console, rows)
+    return result.exit_code
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from orchestrator import api
+    from orchestrator.plan import plan_lines
+
+    _print_rows(Console(), list(plan_lines(api.plan(options.study, options.root))))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from orchestrator import api
+    from orchestrator.report.terminal import render_report
+
+    console = Console()
+    found = api.results(options.study, options.root)
+    sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
+    console.print(render_report(found, options.top))
+    _print_rows(console, [("contact sheet", str(sheet or "none: no picture yet"))])
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:  # noqa: ARG001
+    sys.stdout.write(json.dumps(study_file.json_schema(), indent=2) + "\n")
+    return 0
+
+
+def _print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Labelled sentences in two columns; a terminal wraps them, a file gets them whole."""
+    if not console.is_terminal:
+        for label, sentence in rows:
+            console.print(f"{label}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table.grid(padding=(0, 1))
+    for label, sentence in rows:
+        table.add_row(Text(f"{label}:", style="bold"), Text(sentence, overflow="fold"))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

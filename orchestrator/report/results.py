@@ -1,0 +1,74 @@
+"""What a study found, as plain data: the one input of every report; and how a report writes a value."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from search_spaces.requests import Settings
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial's settings and what its instances gave.
+
+    `scores` maps instance → objective value, finite, larger is better; `failures` maps instance → reason,
+    for instances whose image is infeasible or lost. No instance is in both; one in neither has not been
+    judged. `images` maps instance → image_id, where there is a picture.
+    """
+
+    number: int
+    settings: Settings
+    scores: Mapping[int, float]
+    failures: Mapping[int, str]
+    images: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All trials of a study over its shared instances, which are numbered 0 … `instances` − 1.
+
+    `axes` maps each swept setting to its values in the study file's order (for a range: the values tried,
+    ascending). `twin_of(settings)` gives the number of the trial that drew the same pixels, or None.
+    `inert` and `infeasible` are finished sentences.
+    """
+
+    study: str
+    objective: str
+    instances: int
+    axes: Mapping[str, Sequence[object]]
+    trials: Sequence[TrialResult]
+    twin_of: Callable[[Settings], int | None]
+    inert: Sequence[str]
+    infeasible: Sequence[str]
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text in at most `limit` ≥ 3 characters: … stands for the middle; prompts differ at both ends."""
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) // 2
+    return f"{text[: limit - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
+
+
+def plain_text(text: str) -> str:
+    """One line that any terminal or font can take: runs of white space become a space, unprintables a ?."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def value_text(value: object, limit: int = 60) -> str:
+    """A setting's value as a table shows it, in at most `limit` characters: 5, 7.38291, none, cartoon, ""."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
+    text = plain_text(str(value))
+    return shorten(text, limit) if text else '""'
+
+
+def settings_text(settings: Settings, limit: int = 60) -> str:
+    """Settings as a sentence names them: guidance_scale 5, negative_prompt 'cartoon'."""
+    return ", ".join(f"{name} {_quoted(value, limit)}" for name, value in settings.items())
+
+
+def _quoted(value: object, limit: int) -> str:
+    text = value_text(value, limit)
+    return f"'{text}'" if isinstance(value, str) and text != '""' else text

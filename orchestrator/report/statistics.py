@@ -1,0 +1,274 @@
+"""Which settings won, by how much, and how sure that is: pure functions of `Results`.
+
+Every interval is a two-sided 95 % Student-t interval over instances. Trials share their instances, so two
+trials are compared by the mean of their differences, instance by instance (the paired t-test: Student,
+"The probable error of a mean", Biometrika 1908). The intervals are for one pair each; they are not widened
+for the number of settings tried, which is why a study validates its winner on fresh seeds.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from scipy.special import stdtrit
+
+from orchestrator.report.results import Results, TrialResult
+from search_spaces.requests import Settings, Value
+
+CONFIDENCE = 0.95
+STEPS = "num_inference_steps"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of `n` values, one per instance, and half the width of its 95 % interval, in their unit.
+
+    `half_width` is None for one value, whose spread nobody knows; it is 0 for equal values.
+    """
+
+    mean: float
+    half_width: float | None
+    n: int
+
+    @property
+    def includes_zero(self) -> bool | None:
+        """Whether the interval includes 0; None where there is no interval."""
+        return None if self.half_width is None else abs(self.mean) <= self.half_width
+
+    @property
+    def above_zero(self) -> bool | None:
+        """Whether the whole interval lies above 0; None where there is no interval."""
+        return None if self.half_width is None else self.mean > self.half_width
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean ± t(0.975, n − 1) · s / √n, s the sample standard deviation. Raises ValueError for no values."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("no values have no mean")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, None, 1)
+    if min(values) == max(values):  # the rounding of a mean must not make a spread
+        return Estimate(values[0], 0.0, n)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return Estimate(mean, quantile * deviation / math.sqrt(n), n)
+
+
+def complete_scores(trial: TrialResult, instances: int) -> tuple[float, ...] | None:
+    """The scores of instances 0 … `instances` − 1; None where one failed or is missing.
+
+    A mean over the survivors would flatter settings that fail on the hard instances, so it has none.
+    """
+    wanted = range(instances)
+    if not wanted or trial.failures or any(instance not in trial.scores for instance in wanted):
+        return None
+    return tuple(trial.scores[instance] for instance in wanted)
+
+
+def trial_estimate(trial: TrialResult, instances: int) -> Estimate | None:
+    """A trial's value: the estimate over all of its instances, or None where it has no mean."""
+    scores = complete_scores(trial, instances)
+    return None if scores is None else estimate(scores)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """The estimate of first − second over the same instances. Raises ValueError for unequal lengths."""
+    return estimate([a - b for a, b in zip(first, second, strict=True)])
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A complete trial's place: `rank` from 1 (the leader), its `score`, and leader − trial as `behind`.
+
+    `tied`: the interval of `behind` includes 0, so the trial cannot be told apart from the leader. None
+    where that cannot be tested, with one instance. The leader is tied with itself.
+    """
+
+    rank: int
+    trial: TrialResult
+    score: Estimate
+    behind: Estimate
+    tied: bool | None
+
+
+def ranking(results: Results) -> tuple[Ranked, ...]:
+    """The complete trials, the largest mean first; of equal means the lower trial number first."""
+    complete = [
+        (trial, scores)
+        for trial in results.trials
+        if (scores := complete_scores(trial, results.instances)) is not None
+    ]
+    complete.sort(key=lambda pair: (-estimate(pair[1]).mean, pair[0].number))
+    ranked = []
+    for rank, (trial, scores) in enumerate(complete, 1):
+        behind = paired_difference(complete[0][1], scores)
+        tied = True if rank == 1 else behind.includes_zero
+        ranked.append(Ranked(rank, trial, estimate(scores), behind, tied))
+    return tuple(ranked)
+
+
+@dataclass(frozen=True)
+class TrialLookup:
+    """Finds the trial that answers for settings: their own, or the twin that drew the same pixels.
+
+    Where two trials have the same settings, the better ranked one answers.
+    """
+
+    results: Results
+    by_settings: Mapping[frozenset[tuple[str, Value]], TrialResult]
+    by_number: Mapping[int, TrialResult]
+
+    def own(self, settings: Settings) -> TrialResult | None:
+        """The trial with exactly these settings (7 and 7.0 are one), or None."""
+        return self.by_settings.get(frozenset(settings.items()))
+
+    def twin(self, settings: Settings) -> TrialResult | None:
+        """The trial that drew the same pixels under other settings, or None."""
+        number = self.results.twin_of(settings)
+        return None if number is None else self.by_number.get(number)
+
+
+def trial_lookup(results: Results, ranked: Sequence[Ranked]) -> TrialLookup:
+    """The lookup over all trials of the results; `ranked` is their `ranking`."""
+    by_settings: dict[frozenset[tuple[str, Value]], TrialResult] = {}
+    for trial in [*(entry.trial for entry in ranked), *results.trials]:
+        by_settings.setdefault(frozenset(trial.settings.items()), trial)
+    return TrialLookup(results, by_settings, {trial.number: trial for trial in results.trials})
+
+
+@dataclass(frozen=True)
+class StepValue:
+    """One number of steps: its score, and the paired gain over the number before it (None for the first)."""
+
+    steps: float
+    score: Estimate
+    gain: Estimate | None
+
+
+@dataclass(frozen=True)
+class StepsVerdict:
+    """Where steps stop paying, at the leader's other settings `at`; `values` ascend, two or more.
+
+    `enough` is the smallest number of steps that no larger number beats by an interval wholly above 0;
+    None where that cannot be tested, with one instance.
+    """
+
+    at: Settings
+    values: tuple[StepValue, ...]
+    enough: float | None
+
+
+def where_steps_stop_paying(results: Results) -> StepsVerdict | None:
+    """The verdict on `num_inference_steps`.
+
+    None where steps are not swept, or fewer than two numbers of steps are complete beside the leader.
+    """
+    ranked = ranking(results)
+    if STEPS not in results.axes or not ranked:
+        return None
+    leader = ranked[0].trial.settings
+    lookup = trial_lookup(results, ranked)
+    scores: dict[float, tuple[float, ...]] = {}
+    for steps in sorted({steps for steps in results.axes[STEPS] if isinstance(steps, int | float)}):
+        settings = {**leader, STEPS: steps}
+        trial = lookup.own(settings) or lookup.twin(settings)
+        found = None if trial is None else complete_scores(trial, results.instances)
+        if found is not None:
+            scores[steps] = found
+    if len(scores) < 2:
+        return None
+    counts = list(scores)
+    values = [StepValue(counts[0], estimate(scores[counts[0]]), None)]
+    for before, steps in pairwise(counts):
+        gain = paired_difference(scores[steps], scores[before])
+        values.append(StepValue(steps, estimate(scores[steps]), gain))
+    at = {name: value for name, value in leader.items() if name != STEPS}
+    return StepsVerdict(at, tuple(values), _enough(scores) if results.instances > 1 else None)
+
+
+def _enough(scores: Mapping[float, Sequence[float]]) -> float:
+    """The smallest key that no larger one beats; keys ascend, so that the last is beaten by none."""
+    counts = list(scores)
+    return next(
+        steps
+        for place, steps in enumerate(counts)
+        if not any(paired_difference(scores[more], scores[steps]).above_zero for more in counts[place + 1 :])
+    )
+
+
+@dataclass(frozen=True)
+class AxisEffect:
+    """What one axis does to the score, the other settings being equal.
+
+    `effects` maps a value to the mean of (trial's mean − mean of its group), over groups of complete trials
+    that differ in this axis alone: on a full grid the marginal mean less the grand mean. `spread` is the
+    largest effect less the smallest, in the score's unit; 0 where no two trials can be so compared.
+    """
+
+    axis: str
+    effects: Mapping[Value, float]
+    spread: float
+
+
+def axis_effect(results: Results, axis: str) -> AxisEffect:
+    """The paired effect of one axis. Raises KeyError for a setting that is not swept."""
+    order = {value: place for place, value in enumerate(results.axes[axis])}
+    groups: dict[frozenset[tuple[str, Value]], dict[Value, float]] = defaultdict(dict)
+    for entry in ranking(results):
+        settings = entry.trial.settings
+        others = frozenset((name, value) for name, value in settings.items() if name != axis)
+        groups[others].setdefault(settings[axis], entry.score.mean)
+    deviations: dict[Value, list[float]] = defaultdict(list)
+    for group in groups.values():
+        centre = math.fsum(group.values()) / len(group)
+        if len(group) > 1:
+            for value, mean in group.items():
+                deviations[value].append(mean - centre)
+    effects = {
+        value: math.fsum(deviations[value]) / len(deviations[value])
+        for value in sorted(deviations, key=lambda value: order.get(value, len(order)))
+    }
+    spread = max(effects.values()) - min(effects.values()) if effects else 0.0
+    return AxisEffect(axis, effects, spread)
+
+
+def axes_by_effect(results: Results) -> tuple[str, ...]:
+    """The swept settings, the largest spread first: the order in which they deserve a picture's axes.
+
+    Of equal spreads: an axis of several values before one of a single value, numbers before words, then
+    the study file's order.
+    """
+
+    def place(name: str) -> tuple[float, bool, bool]:
+        values = results.axes[name]
+        numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        return (-axis_effect(results, name).spread, len(values) < 2, not numeric)
+
+    return tuple(sorted(results.axes, key=place))
+
+
+def decimals(estimates: Sequence[Estimate]) -> int:
+    """How many decimals, 0 … 6, are worth printing: two significant digits of the typical half-width.
+
+    Without half-widths: four significant digits of the largest mean. One number for a whole table, so that
+    its columns line up.
+    """
+    widths = sorted(entry.half_width for entry in estimates if entry.half_width)
+    largest = max((abs(entry.mean) for entry in estimates), default=0.0)
+    if widths:
+        digits = 1 - math.floor(math.log10(widths[len(widths) // 2]))
+    elif largest > 0:
+        digits = 3 - math.floor(math.log10(largest))
+    else:
+        digits = 0
+    return min(max(digits, 0), 6)
+
+
+def estimate_text(value: Estimate, places: int, signed: bool = False) -> str:
+    """52.1 ± 3.2 with `places` decimals; without an interval the mean alone."""
+    mean = f"{value.mean:+.{places}f}" if signed else f"{value.mean:.{places}f}"
+    return mean if value.half_width is None else f"{mean} ± {value.half_width:.{places}f}"

@@ -1,0 +1,211 @@
+"""The report as a terminal shows it: the winner, the best settings, what is tied, inert, missing."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.report.results import Results, plain_text, settings_text, value_text
+from orchestrator.report.statistics import (
+    CONFIDENCE,
+    Ranked,
+    StepsVerdict,
+    complete_scores,
+    decimals,
+    estimate_text,
+    ranking,
+    where_steps_stop_paying,
+)
+
+WIDTH = 80  # columns that every terminal has
+MOST_LINES = 8  # of one kind, so that a long list does not push the winner off the screen
+
+
+def render_report(results: Results, top: int = 10) -> RenderableType:
+    """The report of a study for `rich.print`: reads in 80 columns and without colours.
+
+    `top` ≥ 1 is the number of settings in the table. Texts from the study are shown literally, never as
+    markup.
+    """
+    ranked = ranking(results)
+    lines = [*_verdicts(results, ranked), *_remarks(results)]
+    sentences = Table.grid(padding=(0, 1))
+    for line in lines:
+        label, _, sentence = line.partition(": ")
+        sentences.add_row(Text(f"{label}:", style="bold"), Text(sentence))
+    heading = Text(_heading(results, len(ranked)), style="bold")
+    table = [_table(results, ranked, top)] if ranked else []
+    return Group(heading, *table, *([sentences] if lines else []))
+
+
+def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
+    if ranked:
+        yield winner_sentence(results, ranked)
+    verdict = where_steps_stop_paying(results)
+    if verdict:
+        yield steps_sentence(verdict)
+
+
+def winner_sentence(results: Results, ranked: Sequence[Ranked]) -> str:
+    """Who won, by what score, and how many others cannot be told apart; `ranked` is not empty."""
+    leader, others = ranked[0], ranked[1:]
+    places = decimals([entry.score for entry in ranked])
+    named = settings_text(leader.trial.settings) or "no swept settings"
+    score = f"{plain_text(results.objective)} {estimate_text(leader.score, places)}"
+    claim = f"best: {named}: {score} over {_count(results.instances, 'instance')}"
+    ties = sum(1 for entry in others if entry.tied)
+    if len(results.trials) == 1:
+        return f"{claim}; nothing else was tried"
+    if not others:
+        return f"{claim}; no other setting was judged on all of them"
+    if leader.score.n == 1:
+        return f"{claim}; one instance gives no interval, so nobody knows which settings tie with it"
+    if ties == 0:
+        return f"{claim}; no other setting ties with it"
+    return f"{claim}; {_count(ties, 'other setting')} cannot be told apart from it"
+
+
+def steps_sentence(verdict: StepsVerdict) -> str:
+    """Where steps stop paying: the gain of each number of steps over the one before, and the verdict."""
+    gains = [value.gain for value in verdict.values if value.gain]
+    places = decimals(gains)
+    path = value_text(verdict.values[0].steps)
+    for value in verdict.values[1:]:
+        gain = estimate_text(value.gain, places, signed=True) if value.gain else ""
+        path += f" → {value_text(value.steps)} ({gain})"
+    if verdict.enough is None:
+        end = "one instance gives no interval, so nobody knows where they stop paying"
+    elif verdict.enough == verdict.values[-1].steps:
+        end = f"still paying at {value_text(verdict.enough)}, the most that was tried"
+    else:
+        end = f"{value_text(verdict.enough)} are enough: no larger number scores significantly more"
+    at = f" at {settings_text(verdict.at)}" if verdict.at else ""
+    return f"steps: {path}{at}; {end}"
+
+
+def _heading(results: Results, complete: int) -> str:
+    tried = len(results.trials)
+    if tried == 0:
+        return f"study {plain_text(results.study)}: no settings were tried yet"
+    judged = "none" if complete == 0 else "all" if complete == tried else str(complete)
+    line = (
+        f"study {plain_text(results.study)}: {_count(tried, 'setting')} tried, "
+        f"{judged} judged on {_all_instances(results.instances)}"
+    )
+    return line if complete else f"{line}, so there is no best one yet"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A table's column; one of words may break its lines between words, one of numbers lines up right."""
+
+    header: str
+    cells: Sequence[str]
+    words: bool = False
+
+    @property
+    def least_width(self) -> int:
+        """The longest piece that no line break may cut, in characters."""
+        lines = [*self.header.split("\n"), *self.cells]
+        pieces = [piece for line in lines for piece in (line.split() if self.words else [line])]
+        return max(map(cell_len, pieces), default=0)
+
+
+def _table(results: Results, ranked: Sequence[Ranked], top: int) -> Table:
+    """One row per setting; a column per axis where they fit, otherwise one column that names them all."""
+    shown = ranked[:top]
+    ranks = _Column("", [str(entry.rank) for entry in shown])
+    scores = _score_column(results, ranked, top)
+    marks = _Column("", [_mark(entry) for entry in shown])
+    columns = [ranks, *_axis_columns(results, shown), scores, marks]
+    if sum(column.least_width + 2 for column in columns) > WIDTH:
+        settings = [settings_text(entry.trial.settings) for entry in shown]
+        columns = [ranks, _Column("settings", settings, words=True), scores, marks]
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column.words or column is marks else "right"
+        table.add_column(Text(column.header), justify=justify, no_wrap=not column.words)
+    for place, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
+        table.add_row(*map(Text, cells), style="bold" if place == 0 else None)
+    return table
+
+
+def _axis_columns(results: Results, shown: Sequence[Ranked]) -> list[_Column]:
+    columns = []
+    for name in results.axes:
+        settings = [entry.trial.settings for entry in shown]
+        cells = [value_text(one[name]) if name in one else "" for one in settings]
+        words = any(isinstance(one.get(name), str) for one in settings)
+        columns.append(_Column(_header(name), cells, words))
+    return columns
+
+
+def _score_column(results: Results, ranked: Sequence[Ranked], top: int) -> _Column:
+    n = f"n = {results.instances}"
+    header = f"{plain_text(results.objective)}\n{n if results.instances == 1 else f'± {CONFIDENCE:.0%}, {n}'}"
+    places = decimals([entry.score for entry in ranked])
+    return _Column(header, [estimate_text(entry.score, places) for entry in ranked[:top]])
+
+
+def _header(name: str) -> str:
+    """A setting's name, broken after underscores, so that a narrow column of numbers stays narrow."""
+    lines = [""]
+    for part in re.findall(r"[^_]*_+|[^_]+$", plain_text(name)):
+        if lines[-1] and len(lines[-1] + part) > 10:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _mark(entry: Ranked) -> str:
+    if entry.rank == 1:
+        return "best"
+    return "tied" if entry.tied else ""
+
+
+def _remarks(results: Results) -> Iterator[str]:
+    """What the table does not show: settings without a mean and why, inert and infeasible ones."""
+    incomplete = [t for t in results.trials if complete_scores(t, results.instances) is None]
+    failed = [trial for trial in incomplete if trial.failures]
+    untouched = [trial for trial in incomplete if not trial.failures and not trial.scores]
+    unfinished = len(incomplete) - len(failed) - len(untouched)
+    kinds = [
+        (len(failed), "with failed images"),
+        (
+            unfinished,
+            f"on fewer than {_count(results.instances, 'instance')} (dropped early, or not finished)",
+        ),
+        (len(untouched), "not judged at all"),
+    ]
+    if incomplete:
+        yield "no mean: " + "; ".join(f"{_count(n, 'setting')} {kind}" for n, kind in kinds if n)
+    # a trial counts once for each of its reasons
+    reasons = Counter(reason for trial in failed for reason in sorted(set(trial.failures.values())))
+    yield from _first(
+        "failed",
+        [f"{value_text(reason, 120)} ({_count(n, 'setting')})" for reason, n in reasons.most_common()],
+    )
+    yield from _first("inert", [plain_text(line) for line in results.inert])
+    yield from _first("cannot run", [plain_text(line) for line in results.infeasible])
+
+
+def _first(label: str, lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"{label}: {line}" for line in lines[:MOST_LINES])
+    if len(lines) > MOST_LINES:
+        yield f"{label}: … and {len(lines) - MOST_LINES} more"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _all_instances(instances: int) -> str:
+    return "the one instance" if instances == 1 else f"all {instances} instances"

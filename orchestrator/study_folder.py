@@ -1,0 +1,124 @@
+"""A study's own folder, always local: the pinned study, its inputs, its lock, log, report and Comet's archive."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from pydantic import ValidationError
+
+from search_spaces.errors import InputError
+from search_spaces.study import Study, difference
+from workers.png import encode_png
+
+DEFAULT_ROOT = "runs"
+
+
+def local_root(root: str) -> Path:
+    """Where a root's local part lies: the root itself, or `runs` where the root is on an object store."""
+    return Path(DEFAULT_ROOT if "://" in root else root)
+
+
+class StudyFolder:
+    """`studies/<study>` under a root."""
+
+    def __init__(self, root: str, study: str) -> None:
+        self.path = local_root(root) / "studies" / study
+        self.comet = self.path / "comet"
+
+    @property
+    def log(self) -> Path:
+        """The study's log."""
+        return self.path / "run.log"
+
+    @property
+    def study_file(self) -> Path:
+        """The study file as it was last run."""
+        return self.path / "study.yaml"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """The contact sheet."""
+        return self.path / "contact-sheet.png"
+
+    def pinned(self) -> Study | None:
+        """The study as it was pinned; None where there is none yet. Raises InputError where it cannot be read."""
+        path = self.path / "study.json"
+        if not path.exists():
+            return None
+        try:
+            return Study.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"{path} cannot be read as a pinned study of this version ({type(error).__name__}); "
+                "move the folder away or give the study another name"
+            ) from None
+
+    def check_continues(self, study: Study, source: str) -> None:
+        """Raise InputError, naming the difference, where the folder belongs to another study."""
+        pinned = self.pinned()
+        changed = difference(pinned, study) if pinned else None
+        if changed:
+            raise InputError(
+                f"{source}: the folder {self.path} belongs to another study of this name; {changed}; "
+                "give this one another name under 'study', or another --root"
+            )
+
+    def pin(self, study: Study, study_file: str, inputs: Mapping[str, Image.Image]) -> None:
+        """Write the pinned study, the study file's text and the input images, each whole or not at all."""
+        (self.path / "inputs").mkdir(parents=True, exist_ok=True)
+        for name, image in inputs.items():
+            _replace(self.path / "inputs" / f"{name}.png", encode_png(image))
+        _replace(self.study_file, study_file.encode())
+        _replace(self.path / "study.json", study.model_dump_json(indent=2).encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study's lock; the system frees it with the process, however that ends.
+
+        Raises InputError, naming the owner, where another run holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise InputError(
+                    f"the study in {self.path} is being run by process {lock.read().strip() or 'unknown'}; "
+                    "wait for it, or give this one another name"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Send this package's log records to the study's log."""
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger = logging.getLogger("orchestrator")
+        level, propagate = logger.level, logger.propagate
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+            handler.close()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)

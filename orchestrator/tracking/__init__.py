@@ -1,0 +1,129 @@
+"""The seam `Tracker`: where a study's images go to be looked at. It observes; it cannot stop the work."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from search_spaces.requests import Role, Settings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrackedImage:
+    """One stored image of a trial; `scores` maps scorer name → value, all finite."""
+
+    image_id: str
+    trial: int
+    instance: int
+    role: Role
+    settings: Settings
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrackedTrial:
+    """One finished trial; `mean` is its objective, None where a failed image leaves it without one."""
+
+    number: int
+    settings: Settings
+    mean: float | None
+
+
+class Tracker(Protocol):
+    """Hears of images and trials once they are stored, in batches of any length, none included.
+
+    An implementation may raise, provided that its error quotes no secret.
+    """
+
+    def images(self, records: Sequence[TrackedImage]) -> None:
+        """Take note of images that the catalog holds."""
+
+    def trials(self, records: Sequence[TrackedTrial]) -> None:
+        """Take note of trials that are finished."""
+
+    def close(self) -> str | None:
+        """Finish, once; the result is one line for the user, None where there is nothing to say."""
+
+
+class NullTracker:
+    """The tracker of a study that is not tracked."""
+
+    def images(self, records: Sequence[TrackedImage]) -> None:
+        """Ignore them."""
+
+    def trials(self, records: Sequence[TrackedTrial]) -> None:
+        """Ignore them."""
+
+    def close(self) -> str | None:
+        """There is nothing to say."""
+        return None
+
+
+class RecordingTracker:
+    """Keeps what it was told, and refuses to be told more once it is closed."""
+
+    def __init__(self) -> None:
+        self.told_images: list[TrackedImage] = []
+        self.told_trials: list[TrackedTrial] = []
+        self.closed = False
+
+    def images(self, records: Sequence[TrackedImage]) -> None:
+        """Keep them; RuntimeError when closed."""
+        self._refuse_when_closed()
+        self.told_images.extend(records)
+
+    def trials(self, records: Sequence[TrackedTrial]) -> None:
+        """Keep them; RuntimeError when closed."""
+        self._refuse_when_closed()
+        self.told_trials.extend(records)
+
+    def close(self) -> str | None:
+        """Say how much was kept; RuntimeError when closed before."""
+        self._refuse_when_closed()
+        self.closed = True
+        return f"recorded {len(self.told_images)} images and {len(self.told_trials)} trials"
+
+    def _refuse_when_closed(self) -> None:
+        if self.closed:
+            raise RuntimeError("the tracker is closed")
+
+
+class Guarded:
+    """A tracker whose failures stop nothing: the first is logged, all are counted in `failures`."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._first = ""
+        self.failures = 0
+
+    def images(self, records: Sequence[TrackedImage]) -> None:
+        """Pass them on."""
+        self._attempt(lambda: self._tracker.images(records))
+
+    def trials(self, records: Sequence[TrackedTrial]) -> None:
+        """Pass them on."""
+        self._attempt(lambda: self._tracker.trials(records))
+
+    def close(self) -> str | None:
+        """Pass on the tracker's own line, with what failed on the way."""
+        line = self._attempt(self._tracker.close)
+        if not self.failures:
+            return line
+        times = "once" if self.failures == 1 else f"{self.failures} times, first"
+        failure = f"tracking failed {times} with {self._first}"
+        return f"{line}; {failure}" if line else failure
+
+    def _attempt(self, call: Callable[[], str | None]) -> str | None:
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001 -- an observer's failure, of any kind, stops nothing
+            self._count(error)
+            return None
+
+    def _count(self, error: Exception) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            self._first = " ".join(f"{type(error).__name__}: {error}".split())
+            _log.warning("tracking failed with %s; the study goes on", self._first)

@@ -1,0 +1,310 @@
+"""Names in a study file → objects: the only module that knows every implementation."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from orchestrator.catalog.parquet import Tables, past_trials
+from orchestrator.study_folder import StudyFolder
+from orchestrator.tracking import NullTracker, Tracker
+from orchestrator.tracking.comet import (
+    CometImage,
+    CometMetric,
+    CometOfflineTracker,
+    CometStudy,
+    experiment_key,
+)
+from search_spaces import study_file
+from search_spaces.errors import InputError
+from search_spaces.models import ModelDescription
+from search_spaces.requests import Scored, Value, content_hash
+from search_spaces.strategies import PastTrial, Strategy
+from search_spaces.strategies.grid import Grid
+from search_spaces.study import PinnedInput, Study, pin
+from search_spaces.study_file import InputSpec, StudySpec
+from workers.inputs import pixel_hash, read_image, read_mask
+from workers.png import decode_png, encode_png
+from workers.worker import Worker
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A study file resolved: the study, its text, and its input images by pixel hash."""
+
+    study: Study
+    text: str
+    images: Mapping[str, Image.Image]
+    warnings: tuple[str, ...]
+
+
+def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
+    """Read, check and resolve a study file: everything that can be wrong with it is found here.
+
+    No weights are read. Where the study was pinned before, its pinned dtype holds. Raises InputError.
+    """
+    spec = study_file.load(path)
+    inputs, images, warnings = _read_inputs(spec, path)
+    folder = StudyFolder(root, spec.study)
+    pinned = folder.pinned()
+    if spec.dtype != "auto":
+        dtype = spec.dtype
+    elif pinned is not None:
+        dtype = pinned.model.dtype
+    else:
+        dtype = "float16" if gpus() else "float32"
+
+    from workers.pipelines.loading import (
+        describe,
+        describe_clip,
+    )  # seconds of imports: after the cheap checks
+
+    try:
+        model = describe(spec.model, spec.task, dtype, path.parent)
+        scorer = describe_clip(spec.clip_model, spec.model, path.parent)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    _check_inputs_suit(spec, model, path)
+    study = pin(spec, model, scorer, inputs, str(path))
+    folder.check_continues(study, str(path))
+    warnings += _stretched(study, images)
+    return Resolved(study, path.read_text(encoding="utf-8"), images, tuple(warnings))
+
+
+def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image], list[str]]:
+    inputs: list[PinnedInput] = []
+    images: dict[str, Image.Image] = {}
+    for number, item in enumerate(spec.inputs):
+        key = f"{path}: inputs[{number}]"
+        if item.mask is not None and item.image is None:
+            raise InputError(f"{key}.mask: a mask needs an image beside it")
+        image = read_image(path.parent / item.image, f"{key}.image") if item.image else None
+        mask = read_mask(path.parent / item.mask, f"{key}.mask", image.size) if item.mask and image else None
+        inputs.append(_pinned_input(item, image, mask))
+        images.update({pixel_hash(each): each for each in (image, mask) if each is not None})
+    if len({item.model_dump_json() for item in inputs}) < len(inputs):
+        raise InputError(f"{path}: inputs: the same input is listed twice")
+    return inputs, images, []
+
+
+def _pinned_input(item: InputSpec, image: Image.Image | None, mask: Image.Image | None) -> PinnedInput:
+    return PinnedInput(
+        prompt=item.prompt,
+        score_text=item.score_text or item.prompt,
+        image=pixel_hash(image) if image else None,
+        mask=pixel_hash(mask) if mask else None,
+        image_name=Path(item.image).name if item.image else None,
+        mask_name=Path(item.mask).name if item.mask else None,
+    )
+
+
+def _check_inputs_suit(spec: StudySpec, model: ModelDescription, path: Path) -> None:
+    """Every input has what the task needs and nothing that it would ignore."""
+    wants = {"image": model.task != "text-to-image", "mask": model.task == "inpainting"}
+    for number, item in enumerate(spec.inputs):
+        for key, wanted in wants.items():
+            given = getattr(item, key) is not None
+            if wanted and not given:
+                raise InputError(
+                    f"{path}: inputs[{number}].{key} is missing; the task {model.task} needs one"
+                )
+            if given and not wanted:
+                raise InputError(f"{path}: inputs[{number}].{key}: the task {model.task} takes no {key}")
+
+
+def _stretched(study: Study, images: Mapping[str, Image.Image]) -> list[str]:
+    """A warning for each input image whose shape the pipeline will distort."""
+    width, height = study.settings.get("width"), study.settings.get("height")
+    if not (isinstance(width, int) and isinstance(height, int)):
+        return []
+    return [
+        f"{item.image_name} is {image.width}×{image.height} pixels and is stretched to {width}×{height}"
+        for item in study.inputs
+        if item.image
+        and (image := images[item.image])
+        and abs(image.width * height / (image.height * width) - 1) > 0.02
+    ]
+
+
+def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
+    """The strategy that a study names."""
+    instances = len(study.instances)
+    if study.search.strategy == "grid":
+        return Grid(study.space, study.judge, instances, past)
+    from optuna.samplers import TPESampler
+
+    from search_spaces.strategies.optuna_sampler import OptunaSampler
+
+    assert study.search.trials is not None
+    # A sampler that starts again after a stop must not draw what it drew before.
+    sampler = TPESampler(seed=study.search.seed + len(past))
+    return OptunaSampler(
+        study.space,
+        study.judge,
+        instances,
+        study.objective,
+        study.search.trials,
+        sampler,
+        study.search.seed,
+        past,
+    )
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What an actor needs to build its worker; `inputs` are PNG by pixel hash."""
+
+    study: Study
+    inputs: Mapping[str, bytes]
+    batch: int
+    threads: int
+
+
+def worker_setup(resolved: Resolved, batch: int, threads: int) -> WorkerSetup:
+    """The setup of every worker of a study."""
+    inputs = {name: encode_png(image) for name, image in resolved.images.items()}
+    return WorkerSetup(resolved.study, inputs, batch, threads)
+
+
+def build_worker(setup: WorkerSetup) -> Worker:
+    """Load model and scorer on this machine's device. Raises InputError where they cannot load."""
+    import diffusers
+    import torch
+    import transformers
+
+    from workers.pipelines.loading import load_pipeline, local_folder
+    from workers.pipelines.whole_call import WholeCallPipeline
+    from workers.scoring.clip import ClipScorer
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(setup.threads)
+    study = setup.study
+    pipeline = load_pipeline(study.model, device)
+    clip_folder = local_folder(study.scorer.location)
+    try:
+        if clip_folder is not None:
+            scorer = ClipScorer(clip_folder, device)
+        else:
+            scorer = ClipScorer(study.scorer.location, device, study.scorer.revision)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise InputError(f"clip_model: {study.scorer.model} cannot be loaded: {first_line}") from error
+    inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return Worker(
+        WholeCallPipeline(pipeline, study.model, inputs, setup.batch), {study.objective: scorer}, device=name
+    )
+
+
+def worker_maker(setup: WorkerSetup) -> Callable[[], Worker]:
+    """`build_worker` for a setup, to be called inside an actor."""
+    return partial(build_worker, setup)
+
+
+def cpu_workers(model: ModelDescription, cores: int, memory: int) -> int:
+    """How many single-device workers a machine without GPU carries.
+
+    One per core with one thread each, which was measured to be fastest (DECISIONS.md), as far as `memory`
+    bytes hold their weights in float32; a model whose size is not known yet gets one worker.
+    """
+    from workers.pipelines.loading import local_folder
+
+    folder = local_folder(model.location)
+    if folder is None:
+        return 1
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    each = GIB + 3 * weights  # half precision on disk doubles, and activations take as much again
+    return max(1, min(cores, int(0.8 * memory) // each))
+
+
+def make_tracker(study: Study, root: str, folder: StudyFolder) -> Tracker:
+    """Where a study's images are streamed."""
+    if study.comet.mode == "off":
+        return NullTracker()
+    source = partial(comet_source, root, study.name)
+    return CometOfflineTracker(source, folder.comet.absolute(), folder.path.absolute() / "comet.log")
+
+
+def comet_key(study: Study) -> str:
+    """The key of a study's experiment: the same whenever the same study goes on."""
+    facts = {
+        "study": study.name,
+        "model": study.model.identity,
+        "inputs": study.model_dump(mode="json")["inputs"],
+    }
+    return experiment_key(content_hash(facts))
+
+
+def comet_source(root: str, name: str) -> tuple[CometStudy, str, Iterable[CometImage], Iterable[CometMetric]]:
+    """A study's Comet experiment as the catalog has it; runs in the process that builds the archive."""
+    folder, tables = StudyFolder(root, name), Tables(root)
+    study = folder.pinned()
+    assert study is not None
+    past = past_trials(tables, name, study.objective)
+    described = CometStudy(
+        study=name,
+        workspace=study.comet.workspace,
+        project=study.comet.project or name,
+        experiment_name=study.comet.name or name,
+        tags=study.comet.tags,
+        parameters={
+            **{key: json.dumps(value) if value is None else value for key, value in study.settings.items()},
+            "model": study.model.name,
+            "revision": study.model.revision,
+            "task": study.model.task,
+            "dtype": study.model.dtype,
+            "scorer": study.scorer.id,
+            "seeds": json.dumps(study.seeds),
+            "space": study.space.model_dump_json(),
+            "search": study.search.model_dump_json(),
+        },
+        assets=[folder.study_file],
+    )
+    return described, comet_key(study), _comet_images(tables, study, past), _comet_metrics(study, past)
+
+
+def _comet_images(tables: Tables, study: Study, past: Sequence[PastTrial]) -> Iterator[CometImage]:
+    """Every scored picture of the study, in one pass over the catalog."""
+    instances = study.instances
+    told: dict[str, tuple[int, dict[str, Value]]] = {}
+    for trial in past:
+        for number, outcome in trial.outcomes.items():
+            if not isinstance(outcome, Scored) or number >= len(instances):
+                continue
+            request = study.request(trial.settings, instances[number])
+            metadata = {
+                "study": study.name,
+                "trial": trial.number,
+                "instance": number,
+                "prompt": request.prompt,
+                "score_text": request.score_text,
+                "seed": request.seed,
+                **request.settings,
+                **outcome.scores,
+            }
+            told[request.image_id] = (trial.number, metadata)
+    for image_id, png in tables.pictures(set(told)):
+        step, metadata = told[image_id]
+        yield CometImage(image_id, "search", step, png, metadata)
+
+
+def _comet_metrics(study: Study, past: Sequence[PastTrial]) -> Iterator[CometMetric]:
+    """Each complete trial's mean, and the best so far."""
+    best = None
+    for trial in past:
+        scores = [o.scores[study.objective] for o in trial.outcomes.values() if isinstance(o, Scored)]
+        if len(scores) < len(study.instances):
+            continue
+        mean = sum(scores) / len(scores)
+        best = mean if best is None else max(best, mean)
+        yield CometMetric(study.objective, mean, trial.number)
+        yield CometMetric(f"best_{study.objective}", best, trial.number)

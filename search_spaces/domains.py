@@ -1,0 +1,60 @@
+"""What one setting may be: a list of values, or a range of numbers."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from search_spaces.requests import Value
+
+
+class Choices(BaseModel):
+    """A list of values. Numeric lists are ordered for samplers too: position means more or less."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["choices"] = "choices"
+    values: tuple[Value, ...]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether every value is a number, so that neighbours in the list are neighbours in effect."""
+        return all(isinstance(v, int | float) and not isinstance(v, bool) for v in self.values)
+
+    def points(self) -> tuple[Value, ...]:
+        """The values in the file's order."""
+        return self.values
+
+
+class FloatRange(BaseModel):
+    """Every float from `low` to `high`, both included; on a lattice with `step`, by ratio with `log`."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["float_range"] = "float_range"
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def points(self) -> tuple[Value, ...] | None:
+        """The lattice, ascending; None where the range is continuous."""
+        if self.step is None:
+            return None
+        count = int((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(round(self.low + i * self.step, 10) for i in range(count))
+
+
+class IntRange(BaseModel):
+    """Every integer from `low` to `high`, both included, `step` apart; by ratio with `log`."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["int_range"] = "int_range"
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    def points(self) -> tuple[Value, ...]:
+        """The integers, ascending."""
+        return tuple(range(self.low, self.high + 1, self.step))
+
+
+Domain = Annotated[Choices | FloatRange | IntRange, Field(discriminator="kind")]

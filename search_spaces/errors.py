@@ -1,0 +1,20 @@
+"""The one exception for a user's mistake."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """One sentence that names what is wrong, where (file, key, value) and what would work.
+
+    The command line prints it and exits with code 2; it is raised before the first image is made.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'guidance_scale'?` for a near miss, otherwise the list of what is known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(names)}" if names else ""

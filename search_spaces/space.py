@@ -1,0 +1,178 @@
+"""The search space: named domains, a lazy walk over their lattice, and which cells draw the same picture."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict
+
+from search_spaces.domains import Domain
+from search_spaces.models import ModelDescription
+from search_spaces.requests import Settings, Value, content_hash
+
+
+class Space(BaseModel):
+    """Named domains in the study file's order; the last axis varies fastest."""
+
+    model_config = ConfigDict(frozen=True)
+    axes: dict[str, Domain]
+
+    @property
+    def continuous(self) -> list[str]:
+        """The axes that have no lattice."""
+        return [name for name, domain in self.axes.items() if domain.points() is None]
+
+    @property
+    def size(self) -> int | None:
+        """Cells in the lattice; None where an axis is continuous."""
+        if self.continuous:
+            return None
+        return math.prod(len(domain.points() or ()) for domain in self.axes.values())
+
+    def cell(self, index: int) -> dict[str, Value]:
+        """The cell at a position of the lattice, 0 ≤ index < size; needs no memory for the others.
+
+        Raises ValueError where an axis is continuous.
+        """
+        settings: dict[str, Value] = {}
+        for name, domain in reversed(self.axes.items()):
+            points = domain.points()
+            if points is None:
+                raise ValueError(f"{name} is continuous and has no lattice")
+            index, position = divmod(index, len(points))
+            settings[name] = points[position]
+        return dict(reversed(settings.items()))
+
+    def lattice(self) -> Iterator[dict[str, Value]]:
+        """Every cell, one at a time. Raises ValueError where an axis is continuous."""
+        size = self.size
+        if size is None:
+            raise ValueError(f"{self.continuous[0]} is continuous and has no lattice")
+        return (self.cell(index) for index in range(size))
+
+
+def guidance_is_on(settings: Settings, model: ModelDescription) -> bool:
+    """Whether a request costs two UNet rows (with and without the prompt) or one."""
+    off_at = model.family.guidance_off_at
+    guidance = settings.get("guidance_scale")
+    if off_at is None or not isinstance(guidance, int | float):
+        return True
+    return guidance > off_at and not model.guidance_embedded
+
+
+def effective_steps(settings: Settings, model: ModelDescription) -> int | None:
+    """The steps that are run after `strength` cut them; None where the family's rule is not known."""
+    steps = settings.get("num_inference_steps")
+    if not isinstance(steps, int):
+        return None
+    strength = settings.get("strength")
+    if model.task == "text-to-image" or not isinstance(strength, int | float):
+        return steps
+    if not model.family.strength_cuts_steps:
+        return None
+    return min(int(steps * strength), steps)
+
+
+def why_it_cannot_run(settings: Settings, model: ModelDescription) -> str | None:
+    """The reason why complete settings have no picture at all, or None."""
+    if effective_steps(settings, model) == 0:
+        steps, strength = settings["num_inference_steps"], settings["strength"]
+        return f"num_inference_steps {steps} × strength {strength:g} leaves no effective step"
+    return None
+
+
+def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str, Value]:
+    """Complete settings as their family sees them: two that draw the same picture become one.
+
+    For Stable Diffusion: guidance at or below 1 is off, and the negative prompt with it; strength counts
+    through the steps it leaves; a missing negative prompt is an empty one.
+    """
+    canon = dict(settings)
+    if model.family.none_is_empty and canon.get("negative_prompt", "") is None:
+        canon["negative_prompt"] = ""
+    if not guidance_is_on(canon, model):
+        canon.pop("negative_prompt", None)
+        canon.pop("guidance_rescale", None)
+        if not model.guidance_embedded:
+            canon["guidance_scale"] = model.family.guidance_off_at
+    steps = effective_steps(canon, model)
+    if steps is not None and "strength" in canon:
+        canon["effective_steps"] = steps
+        canon["strength"] = 1.0 if canon["strength"] == 1 else None
+    return canon
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Tells a strategy which swept settings are the same candidate and which cannot run."""
+
+    fixed: Settings
+    model: ModelDescription
+
+    def complete(self, swept: Settings) -> dict[str, Value]:
+        """Fixed and swept settings together."""
+        return {**self.fixed, **swept}
+
+    def candidate(self, swept: Settings) -> str:
+        """Equal for settings that draw the same pictures."""
+        return content_hash(canonical_settings(self.complete(swept), self.model))
+
+    def obstacle(self, swept: Settings) -> str | None:
+        """Why the settings cannot run, or None."""
+        return why_it_cannot_run(self.complete(swept), self.model)
+
+
+@dataclass
+class Survey:
+    """What a walk over the lattice found, before anything is drawn."""
+
+    cells: int = 0
+    candidates: list[dict[str, Value]] = field(default_factory=list)
+    inert: dict[str, int] = field(default_factory=dict)  # sentence → cells
+    infeasible: dict[str, int] = field(default_factory=dict)  # sentence → cells
+
+
+def survey(space: Space, judge: Judge) -> Survey:
+    """Walk the whole lattice: distinct candidates in order, inert twins and cells that cannot run.
+
+    Raises ValueError where an axis is continuous.
+    """
+    found = Survey()
+    first: dict[str, dict[str, Value]] = {}
+    for cell in space.lattice():
+        found.cells += 1
+        obstacle = judge.obstacle(cell)
+        if obstacle is not None:
+            found.infeasible[obstacle] = found.infeasible.get(obstacle, 0) + 1
+            continue
+        twin = first.setdefault(judge.candidate(cell), cell)
+        if twin is cell:
+            found.candidates.append(cell)
+        else:
+            sentence = why_twins(judge.complete(cell), judge.complete(twin), judge.model)
+            found.inert[sentence] = found.inert.get(sentence, 0) + 1
+    return found
+
+
+def why_twins(settings: Mapping[str, Value], twin: Mapping[str, Value], model: ModelDescription) -> str:
+    """One sentence that says why two complete settings draw the same picture."""
+    differing = {name for name in settings if settings[name] != twin.get(name)}
+    reasons = []
+    if differing & {"negative_prompt", "guidance_scale", "guidance_rescale"}:
+        if model.guidance_embedded:
+            reasons.append("guidance is embedded in this model's UNet, so negative_prompt changes nothing")
+        elif not guidance_is_on(settings, model):
+            reasons.append(
+                f"guidance_scale ≤ {model.family.guidance_off_at:g} switches guidance off, so "
+                f"{' and '.join(sorted(differing & {'negative_prompt', 'guidance_scale', 'guidance_rescale'}))} "
+                "changes nothing there"
+            )
+        else:
+            reasons.append("a missing negative_prompt is an empty one")
+    if "strength" in differing:
+        steps = settings["num_inference_steps"]
+        reasons.append(
+            f"at {steps} steps, strength {twin['strength']:g} and {settings['strength']:g} run the same "
+            f"{effective_steps(settings, model)} steps"
+        )
+    return "; ".join(reasons)

@@ -1,0 +1,191 @@
+"""A study: one run of a study file with every default resolved, as it is pinned in the study's folder."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from search_spaces.errors import InputError, did_you_mean
+from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.requests import ImageRequest, Instance, Settings, Value, content_hash
+from search_spaces.space import Judge, Space, canonical_settings, survey
+from search_spaces.study_file import CometSpec, SearchSpec, StudySpec
+
+PIXEL_REVISION = 1
+"""Raised whenever our own code changes the pixels of an unchanged request."""
+
+SURVEY_LIMIT = 1_000_000
+"""Cells beyond which a space is not walked just to find out whether any of it can run."""
+
+
+class PinnedInput(BaseModel):
+    """One input with its pixels named by hash; `image_name` and `mask_name` are for the reader."""
+
+    model_config = ConfigDict(frozen=True)
+    prompt: str
+    score_text: str
+    image: str | None = None
+    mask: str | None = None
+    image_name: str | None = None
+    mask_name: str | None = None
+
+
+class Study(BaseModel):
+    """Everything that decides a study's pictures and scores, resolved at its creation.
+
+    `settings` are the fixed ones, complete: every setting of the catalog that is not an axis of `space`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal[1] = 1
+    name: str
+    model: ModelDescription
+    scorer: ScorerDescription
+    inputs: tuple[PinnedInput, ...]
+    seeds: tuple[int, ...]
+    settings: dict[str, Value]
+    space: Space
+    search: SearchSpec
+    objective: str
+    comet: CometSpec
+
+    @property
+    def judge(self) -> Judge:
+        """Tells twins and cells that cannot run."""
+        return Judge(self.settings, self.model)
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The shared instances in dealt order: each seed over all inputs before the next seed."""
+        pairs = [(seed, item) for seed in self.seeds for item in self.inputs]
+        return tuple(
+            Instance(number, item.prompt, item.score_text, seed, item.image, item.mask)
+            for number, (seed, item) in enumerate(pairs)
+        )
+
+    def request(self, swept: Settings, instance: Instance) -> ImageRequest:
+        """The image request of settings on an instance."""
+        settings = self.judge.complete(swept)
+        prompt = settings.pop("prompt", None)
+        prompt = instance.prompt if prompt is None else str(prompt)
+        identity = {
+            "model": self.model.identity,
+            "task": self.model.task,
+            "pipeline": self.model.pipeline,
+            "dtype": self.model.dtype,
+            "diffusers": self.model.diffusers,
+            "pixel_revision": PIXEL_REVISION,
+            "settings": canonical_settings(settings, self.model),
+            "prompt": prompt,
+            "seed": instance.seed,
+            "image": instance.image,
+            "mask": instance.mask,
+        }
+        return ImageRequest(
+            content_hash(identity),
+            settings,
+            prompt,
+            instance.seed,
+            instance.image,
+            instance.mask,
+            instance.score_text,
+        )
+
+
+def pin(
+    spec: StudySpec,
+    model: ModelDescription,
+    scorer: ScorerDescription,
+    inputs: Sequence[PinnedInput],
+    source: str,
+) -> Study:
+    """Resolve a study file against its model. Raises InputError for settings that the model does not take."""
+    for section, names in (("settings", spec.settings), ("space", spec.space)):
+        for name in names:
+            if name not in model.keywords and name not in ("scheduler", "prompt"):
+                known = [*model.keywords, "scheduler"]
+                raise InputError(
+                    f"{source}: {section}.{name}: {model.pipeline} takes no setting {name!r}{did_you_mean(name, known)}"
+                )
+    if "prompt" in spec.settings:
+        raise InputError(f"{source}: settings.prompt: a fixed prompt belongs to each of 'inputs'")
+    _check_schedulers(spec, model, source)
+    _check_sizes(spec, model, source)
+    defaults: dict[str, Value] = {**model.keywords, "scheduler": model.scheduler}
+    fixed = {name: value for name, value in {**defaults, **spec.settings}.items() if name not in spec.space}
+    study = Study(
+        name=spec.study,
+        model=model,
+        scorer=scorer,
+        inputs=tuple(inputs),
+        seeds=spec.seed_list,
+        settings=fixed,
+        space=Space(axes=spec.space),
+        search=spec.search,
+        objective=spec.objective,
+        comet=spec.comet,
+    )
+    _check_something_can_run(study, source)
+    return study
+
+
+def _values(spec: StudySpec, name: str) -> tuple[Value, ...]:
+    if name in spec.settings:
+        return (spec.settings[name],)
+    return (spec.space[name].points() or ()) if name in spec.space else ()
+
+
+def _check_schedulers(spec: StudySpec, model: ModelDescription, source: str) -> None:
+    for value in _values(spec, "scheduler"):
+        if value not in model.schedulers:
+            raise InputError(
+                f"{source}: scheduler: {model.pipeline} with this model does not take "
+                f"{value!r}{did_you_mean(str(value), model.schedulers)}"
+            )
+
+
+def _check_sizes(spec: StudySpec, model: ModelDescription, source: str) -> None:
+    for name in ("width", "height"):
+        for value in _values(spec, name):
+            if isinstance(value, int) and value % model.size_multiple:
+                raise InputError(
+                    f"{source}: {name}: {value} is not a multiple of {model.size_multiple} pixels"
+                )
+
+
+def _check_something_can_run(study: Study, source: str) -> None:
+    size = study.space.size
+    if size is None or size > SURVEY_LIMIT:
+        return
+    found = survey(study.space, study.judge)
+    if not found.candidates:
+        raise InputError(f"{source}: no cell of the space can run: {next(iter(found.infeasible))}")
+
+
+def difference(old: Study, new: Study) -> str | None:
+    """What makes `new` another study than `old`, as 'key: was …, is …'; None where it continues it.
+
+    More seeds, other values on an axis, another search or Comet section continue a study.
+    """
+    compared: dict[str, tuple[object, object]] = {
+        "model": (old.model.identity, new.model.identity),
+        "task": (old.model.task, new.model.task),
+        "dtype": (old.model.dtype, new.model.dtype),
+        "diffusers' version": (old.model.diffusers, new.model.diffusers),
+        "objective": (f"{old.objective} by {old.scorer.id}", f"{new.objective} by {new.scorer.id}"),
+        "inputs": (_input_facts(old), _input_facts(new)),
+        "axes of the space": (list(old.space.axes), list(new.space.axes)),
+    }
+    for key, (was, now) in compared.items():
+        if was != now:
+            return f"{key}: was {was}, is {now}"
+    for name in sorted(set(old.settings) | set(new.settings)):
+        if old.settings.get(name) != new.settings.get(name):
+            return f"settings.{name}: was {old.settings.get(name)!r}, is {new.settings.get(name)!r}"
+    if new.seeds[: len(old.seeds)] != old.seeds:
+        return f"seeds: was {list(old.seeds)}, which {list(new.seeds)} does not begin with"
+    return None
+
+
+def _input_facts(study: Study) -> list[tuple[str, str, str | None, str | None]]:
+    return [(i.prompt, i.score_text, i.image, i.mask) for i in study.inputs]

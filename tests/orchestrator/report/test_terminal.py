@@ -1,0 +1,238 @@
+import io
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, shorten, value_text
+from orchestrator.report.statistics import ranking
+from orchestrator.report.terminal import render_report, winner_sentence
+from search_spaces.requests import Settings
+
+STEPS = "num_inference_steps"
+
+
+def study(
+    rows: Sequence[tuple[Settings, Sequence[float]]], axes: Mapping[str, Sequence[object]], instances: int
+) -> Results:
+    trials = [TrialResult(n, one, dict(enumerate(row)), {}, {}) for n, (one, row) in enumerate(rows)]
+    return Results("cat-to-dragon", "clip_score", instances, axes, trials, lambda _: None, [], [])
+
+
+def printed(results: Results, top: int = 10, width: int = 80) -> str:
+    """The report as a plain terminal shows it, lines stripped on the right."""
+    out = io.StringIO()
+    Console(file=out, width=width, no_color=True, force_terminal=False).print(render_report(results, top))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def flowing(results: Results) -> str:
+    """The report with its line breaks and columns undone."""
+    return " ".join(printed(results).split())
+
+
+AXES = {"guidance_scale": [1.0, 5.0, 7.5], "negative_prompt": ["", None, "cartoon"]}
+THREE = study(
+    [
+        ({"guidance_scale": 5.0, "negative_prompt": "cartoon"}, [50.0, 54.0]),
+        ({"guidance_scale": 7.5, "negative_prompt": None}, [50.5, 53.0]),
+        ({"guidance_scale": 1.0, "negative_prompt": ""}, [40.0, 44.0]),
+    ],
+    AXES,
+    2,
+)
+
+
+class TestTable:
+    def test_rows_from_best_to_worst(self) -> None:
+        lines = printed(THREE).splitlines()
+        assert lines[0] == "study cat-to-dragon: 3 settings tried, all judged on all 2 instances"
+        table = [line.split() for line in lines[2:9]]
+        assert table[:2] == [
+            ["guidance_", "negative_", "clip_score"],
+            ["scale", "prompt", "±", "95%,", "n", "=", "2"],
+        ]
+        assert table[3] == ["1", "5", "cartoon", "52", "±", "25", "best"]
+        assert table[4] == ["2", "7.5", "none", "52", "±", "16", "tied"]
+        assert table[5] == ["3", "1", '""', "42", "±", "25"]
+
+    def test_top_limits_the_rows(self) -> None:
+        lines = printed(THREE, top=1).splitlines()
+        assert sum("±" in line and "95%" not in line and "best:" not in line for line in lines) == 1
+
+    def test_many_settings_share_a_column(self) -> None:
+        axes = {f"a_rather_long_setting_{n}": [1, 2] for n in range(8)}
+        results = study([({name: 1 for name in axes}, [1.0, 2.0])], axes, 2)
+        lines = printed(results).splitlines()
+        assert all(len(line) <= 80 for line in lines)
+        text = flowing(results)
+        assert "settings" in text
+        assert all(f"{name} 1" in text for name in axes)
+
+    def test_a_long_name_of_one_word_does_not_squeeze_the_others(self) -> None:
+        names = ["EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler"]
+        axes = {**AXES, STEPS: [3], "strength": [0.5], "scheduler": names}
+        rest = {"guidance_scale": 5.0, "negative_prompt": "cartoon", STEPS: 3, "strength": 0.5}
+        text = printed(study([({**rest, "scheduler": name}, [1.0, 2.0]) for name in names], axes, 2))
+        assert all(name in text for name in names)
+
+    def test_a_long_prompt_is_shortened(self) -> None:
+        prompt = "ugly, " * 50 + "end"
+        text = flowing(study([({"negative_prompt": prompt}, [1.0, 2.0])], {"negative_prompt": [prompt]}, 2))
+        assert "…" in text
+        assert "end" in text
+        assert text.count("ugly") < 20
+
+    def test_markup_and_escapes_are_text(self) -> None:
+        prompt = "[bold]x[/bold] [/red] \x1b[31m :smile: 猫 \ud800"
+        text = flowing(study([({"negative_prompt": prompt}, [1.0, 2.0])], {"negative_prompt": [prompt]}, 2))
+        assert "negative_prompt '[bold]x[/bold] [/red] ?[31m :smile: 猫 ?'" in text
+
+    @settings(max_examples=40)
+    @given(st.text(), st.integers(40, 120))
+    def test_any_text_fits_any_width(self, text: str, width: int) -> None:
+        results = study([({"p": text}, [1.0, 2.0])], {"p": [text]}, 2)
+        results = replace(results, study=text, objective="clip_score", inert=[text], infeasible=[text])
+        printed(results, width=width)
+        assert all(len(line) <= 80 for line in printed(results).splitlines())
+
+
+class TestWinner:
+    def test_with_ties(self) -> None:
+        assert winner_sentence(THREE, ranking(THREE)) == (
+            "best: guidance_scale 5, negative_prompt 'cartoon': clip_score 52 ± 25 over 2 instances; "
+            "1 other setting cannot be told apart from it"
+        )
+        assert "1 other setting cannot be told apart from it" in flowing(THREE)
+
+    def test_without_ties(self) -> None:
+        results = study([({"g": 1}, [5.0, 6.0]), ({"g": 2}, [3.0, 4.0])], {"g": [1, 2]}, 2)
+        assert "; no other setting ties with it" in flowing(results)
+
+    def test_one_instance(self) -> None:
+        results = study([({"g": 1}, [5.0]), ({"g": 2}, [5.0])], {"g": [1, 2]}, 1)
+        text = flowing(results)
+        assert "clip_score 5.000 over 1 instance; one instance gives no interval" in text
+        assert "tied" not in text
+        assert "±" not in text
+
+    def test_the_only_one_that_is_complete(self) -> None:
+        results = study([({"g": 1}, [5.0, 6.0]), ({"g": 2}, [3.0])], {"g": [1, 2]}, 2)
+        assert "no other setting was judged on all of them" in flowing(results)
+
+    def test_the_only_one(self) -> None:
+        assert "no swept settings: clip_score 5.5 ± 6.4 over 2 instances; nothing else was tried" in flowing(
+            study([({}, [5.0, 6.0])], {}, 2)
+        )
+
+    def test_no_complete_trial(self) -> None:
+        results = study([({"g": 1}, [5.0]), ({"g": 2}, [9.0])], {"g": [1, 2]}, 2)
+        text = flowing(results)
+        assert text.startswith(
+            "study cat-to-dragon: 2 settings tried, none judged on all 2 instances, so there is no best"
+        )
+        assert "best:" not in text
+        assert "±" not in text
+        assert "no mean: 2 settings on fewer than 2 instances" in text
+
+    def test_no_trials(self) -> None:
+        assert printed(study([], {"g": []}, 2)) == "study cat-to-dragon: no settings were tried yet"
+
+
+class TestSteps:
+    def rows(self, *scores: Sequence[float]) -> Results:
+        rows = [({"g": 5, STEPS: 10 * (n + 1)}, row) for n, row in enumerate(scores)]
+        return study(rows, {"g": [5], STEPS: [10 * (n + 1) for n in range(len(scores))]}, len(scores[0]))
+
+    def test_enough(self) -> None:
+        text = flowing(self.rows([1.0, 2.0], [5.0, 6.5], [5.5, 6.25]))
+        assert "steps: 10 → 20 (+4.2 ± 3.2) → 30 (+0.1 ± 4.8) at g 5; 20 are enough: no larger number" in text
+
+    def test_still_paying(self) -> None:
+        assert "at g 5; still paying at 20, the most that was tried" in flowing(
+            self.rows([1.0, 2.0], [5.0, 6.0])
+        )
+
+    def test_one_instance(self) -> None:
+        assert "nobody knows where they stop paying" in flowing(self.rows([1.0], [2.0]))
+
+    def test_not_swept(self) -> None:
+        assert "steps:" not in flowing(THREE)
+
+
+class TestRemarks:
+    def test_incomplete_trials_are_counted_with_their_reasons(self) -> None:
+        trials = [
+            *THREE.trials,
+            TrialResult(3, {}, {0: 9.0}, {1: "black"}, {}),
+            TrialResult(4, {}, {}, {0: "black", 1: "black"}, {}),
+            TrialResult(5, {}, {}, {0: "black", 1: "worker\nlost"}, {}),
+            TrialResult(6, {}, {0: 9.0}, {}, {}),
+            TrialResult(7, {}, {}, {}, {}),
+            TrialResult(8, {}, {}, {}, {}),
+        ]
+        text = flowing(replace(THREE, trials=trials))
+        assert "9 settings tried, 3 judged on all 2 instances" in text
+        assert (
+            "no mean: 3 settings with failed images; 1 setting on fewer than 2 instances "
+            "(dropped early, or not finished); 2 settings not judged at all "
+            "failed: black (3 settings) failed: worker lost (1 setting)"
+        ) in text
+
+    def test_inert_and_infeasible_are_quoted(self) -> None:
+        text = flowing(
+            replace(THREE, inert=["guidance_scale ≤ 1 is off"], infeasible=["strength 0.1 has no step"])
+        )
+        assert "inert: guidance_scale ≤ 1 is off cannot run: strength 0.1 has no step" in text
+
+    def test_long_lists_are_cut_and_say_so(self) -> None:
+        text = printed(replace(THREE, inert=[f"sentence {n}" for n in range(20)]))
+        assert text.count("sentence") == 8
+        assert "… and 12 more" in text
+
+    def test_nothing_to_remark(self) -> None:
+        text = printed(THREE)
+        assert not any(label in text for label in ("no mean", "failed", "inert", "cannot run"))
+
+    @given(st.randoms())
+    def test_the_order_of_trials_does_not_matter(self, chance: random.Random) -> None:
+        trials = list(THREE.trials)
+        chance.shuffle(trials)
+        assert printed(replace(THREE, trials=trials)) == printed(THREE)
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (5, "5"),
+            (5.0, "5"),
+            (7.5, "7.5"),
+            (7.3829123, "7.38291"),
+            (1e-5, "1e-05"),
+            (1e300, "1e+300"),
+            (None, "none"),
+            (True, "True"),
+            ("", '""'),
+            (" \n", '""'),
+            ("two\nlines", "two lines"),
+            ("\u202ereversed", "?reversed"),
+        ],
+    )
+    def test_value(self, value: object, text: str) -> None:
+        assert value_text(value) == text
+
+    def test_settings(self) -> None:
+        found = settings_text({"g": 5.0, "p": "cartoon", "q": "", "r": None})
+        assert found == "g 5, p 'cartoon', q \"\", r none"
+
+    @given(st.text(), st.integers(3, 40))
+    def test_shortened_texts_fit_and_keep_both_ends(self, text: str, limit: int) -> None:
+        found = shorten(plain_text(text), limit)
+        assert len(found) <= limit
+        assert found[:1] == plain_text(text)[:1]
+        assert found[-1:] == plain_text(text)[-1:]

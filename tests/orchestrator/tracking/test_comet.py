@@ -1,0 +1,303 @@
+"""Comet archives through the real SDK, each opened again. Sources run in the child: they pickle by name."""
+
+import io
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from PIL import Image
+
+from orchestrator.tracking import comet
+from orchestrator.tracking.comet import (
+    CometError,
+    CometImage,
+    CometMetric,
+    CometOfflineTracker,
+    CometStudy,
+    api_key_problem,
+    archive_in_child,
+    count_images,
+    experiment_key,
+)
+from search_spaces.requests import Value
+
+KEY = experiment_key("a study")
+MARKER = "MARKERmarker0123456789abc"
+Given = tuple[CometStudy, str, Iterable[CometImage], Iterable[CometMetric]]
+
+
+def png(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade % 256, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def an_image(number: int) -> CometImage:
+    metadata: dict[str, Value] = {
+        "prompt": 'a "grün" dragon',
+        "clip": 0.25,
+        "seed": number,
+        "flagged": False,
+        "mask": None,
+    }
+    return CometImage(f"id{number}", "search", number // 2, png(number), metadata)
+
+
+def a_study(images: int, assets: Sequence[Path] = ()) -> Given:
+    parameters = {"model": "toyworld", "num_inference_steps": 30, "strength": [0.3, 0.6]}
+    study = CometStudy(
+        "cats", "friends", "dragons", "cats at night", ("latentsweep", "cat"), parameters, assets
+    )
+    metrics = [
+        CometMetric("mean", 0.5, 0),
+        CometMetric("mean", float("nan"), 1),
+        CometMetric("mean", 0.75, 2),
+    ]
+    return study, KEY, (an_image(number) for number in range(images)), metrics
+
+
+def refuse_connection(*_: object) -> NoReturn:
+    raise AssertionError("the network was used")
+
+
+def without_network(images: int, asset: Path) -> Given:
+    """A study whose child fails on any connection and knows no key."""
+    socket.socket.connect = refuse_connection  # type: ignore[method-assign]
+    socket.socket.connect_ex = refuse_connection  # type: ignore[method-assign]
+    socket.getaddrinfo = refuse_connection  # type: ignore[assignment]
+    assert MARKER not in os.environ.values()
+    print("a chatty source", flush=True)
+    return a_study(images, [asset])
+
+
+def with_a_repeat() -> Given:
+    study, key, _, metrics = a_study(0)
+    return study, key, [an_image(0), an_image(1), an_image(0)], metrics
+
+
+def stalling() -> Given:
+    def stall() -> Iterator[CometImage]:
+        yield an_image(0)
+        time.sleep(600)
+
+    study, key, _, metrics = a_study(0)
+    return study, key, stall(), metrics
+
+
+def raising_late() -> Given:
+    def fail() -> Iterator[CometImage]:
+        yield an_image(0)
+        raise LookupError(f"rejected {MARKER}")
+
+    study, key, _, metrics = a_study(0)
+    return study, key, fail(), metrics
+
+
+def dying() -> Given:
+    os._exit(7)
+
+
+def with_a_lossy_sdk() -> Given:
+    """An SDK that loses every second image and still reports success."""
+    import comet_ml
+
+    whole = comet_ml.OfflineExperiment.log_image
+
+    def lossy(experiment: Any, *args: Any, **options: Any) -> Any:
+        return None if options["metadata"]["image_id"] == "id1" else whole(experiment, *args, **options)
+
+    comet_ml.OfflineExperiment.log_image = lossy
+    return a_study(2)
+
+
+def messages(archive: Path, kind: str) -> list[dict[str, Any]]:
+    with zipfile.ZipFile(archive) as opened:
+        lines = [json.loads(line) for line in opened.read("messages.json").splitlines()]
+    return [line["payload"] for line in lines if line["type"] == kind]
+
+
+def uploads(archive: Path, kind: str) -> list[tuple[dict[str, Any], bytes]]:
+    """Each upload of a kind with the bytes it would send."""
+    with zipfile.ZipFile(archive) as opened:
+        found = [each for each in messages(archive, "file_upload") if each["upload_type"] == kind]
+        return [(each, opened.read(each["file_path"])) for each in found]
+
+
+class Built:
+    """One archive built beside every place where a key may lie, and the traces it left in this process."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder, self.log = root / "comet", root / "logs" / "comet.log"
+        self.asset = root / "cats.yaml"
+        self.asset.write_text("study: cats\n")
+        self.state_before = self.state()
+        self.archive = archive_in_child(partial(without_network, 5, self.asset), self.folder, self.log)
+        self.state_after = self.state()
+
+    @staticmethod
+    def state() -> tuple[object, ...]:
+        return sys.excepthook, random.getstate(), "comet_ml" in sys.modules, os.environ["COMET_API_KEY"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    root = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("COMET_API_KEY", MARKER)
+        patch.setenv("COMET_OFFLINE_DIRECTORY", str(root / "elsewhere"))
+        (root / ".comet.config").write_text(f"[comet]\napi_key={MARKER}\n[comet_auto_log]\ndisable=True\n")
+        yield Built(root)
+
+
+class TestArchive:
+    def test_has_its_final_name_and_nothing_beside_it(self, built: Built) -> None:
+        assert built.archive == built.folder / f"{KEY}.zip"
+        assert list(built.folder.iterdir()) == [built.archive]
+
+    def test_holds_each_image_once_byte_for_byte(self, built: Built) -> None:
+        found = {
+            each["metadata"]["image_id"]: (each, data)
+            for each, data in uploads(built.archive, "visualization")
+        }
+        assert list(found) == [f"id{number}" for number in range(5)]
+        assert count_images(built.archive) == 5
+        for number, (each, data) in enumerate(found.values()):
+            image = an_image(number)
+            assert data == image.png
+            assert each["metadata"] == {**image.metadata, "image_id": image.image_id}
+            assert each["additional_params"]["figName"] == "search"
+            assert each["additional_params"]["step"] == number // 2
+
+    def test_holds_the_study(self, built: Built) -> None:
+        with zipfile.ZipFile(built.archive) as opened:
+            experiment = json.loads(opened.read("experiment.json"))
+        assert experiment["offline_id"] == KEY
+        assert (experiment["workspace"], experiment["project_name"]) == ("friends", "dragons")
+        assert experiment["tags"] == ["latentsweep", "cat"]
+        others = {each["key"]: each["value"] for each in messages(built.archive, "log_other")}
+        assert (others["Name"], others["study"]) == ("cats at night", "cats")
+        ((asset, data),) = uploads(built.archive, "asset")
+        assert (asset["additional_params"]["fileName"], data) == ("cats.yaml", b"study: cats\n")
+
+    def test_holds_the_parameters(self, built: Built) -> None:
+        logged = [each.get("param") or each["params"] for each in messages(built.archive, "parameter_msg")]
+        manual = {each["paramName"]: each["paramValue"] for each in logged if each["source"] == "manual"}
+        assert manual == {"model": "toyworld", "num_inference_steps": 30, "strength": [0.3, 0.6]}
+
+    def test_holds_finite_metrics_only(self, built: Built) -> None:
+        metrics = [each["metric"] for each in messages(built.archive, "metric_msg")]
+        means = [(each["step"], each["metricValue"]) for each in metrics if each["metricName"] == "mean"]
+        assert means == [(0, 0.5), (2, 0.75)]
+
+    def test_building_leaves_this_process_alone_and_prints_into_the_log(self, built: Built) -> None:
+        assert built.state_after == built.state_before
+        assert built.log.read_text() == "a chatty source\n"
+
+    def test_says_nothing_of_a_key_or_of_this_machine(self, built: Built) -> None:
+        root = built.log.parent.parent
+        for path in root.rglob("*"):
+            if path.is_file() and path.name != ".comet.config":
+                assert MARKER.encode() not in path.read_bytes()
+        assert str(root).encode() not in built.archive.read_bytes()
+        assert not (root / "elsewhere").exists()
+
+
+def test_a_rerun_replaces_the_archive_and_skips_a_repeated_image(tmp_path: Path) -> None:
+    (tmp_path / f"{KEY}.zip").write_bytes(b"an earlier archive")
+    left_by_a_killed_build = tmp_path / comet._SCRATCH / "half.zip"
+    left_by_a_killed_build.parent.mkdir()
+    left_by_a_killed_build.write_bytes(b"half")
+    log = tmp_path / "comet.log"
+    line = CometOfflineTracker(with_a_repeat, tmp_path, log).close()
+    archive = tmp_path / f"{KEY}.zip"
+    assert line == f"Comet archive: {archive} (2 images); upload it with `comet upload {archive}`"
+    assert sorted(tmp_path.iterdir()) == sorted([archive, log])
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (raising_late, "building the Comet archive failed: LookupError; see"),
+        (dying, "the process that builds the Comet archive died with code 7; see"),
+        (with_a_lossy_sdk, "the Comet archive holds 1 of 4 things not as given: image id1, …"),
+        (partial(a_study, 1, [Path("gone.yaml")]), "the asset gone.yaml of the Comet archive is missing"),
+    ],
+    ids=["a source that raises", "a child that dies", "an SDK that loses an image", "a missing asset"],
+)
+def test_a_failed_build_is_one_sentence_and_keeps_the_earlier_archive(
+    source: comet.Source, sentence: str, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "comet" / f"{KEY}.zip"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"an earlier archive")
+    with pytest.raises(CometError) as caught:
+        archive_in_child(source, tmp_path / "comet", tmp_path / "comet.log")
+    assert str(caught.value).startswith(sentence)
+    assert MARKER not in str(caught.value)
+    assert list(earlier.parent.iterdir()) == [earlier]
+    assert earlier.read_bytes() == b"an earlier archive"
+
+
+def test_a_build_past_its_deadline_is_killed_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    with pytest.raises(CometError, match="not finished within 3 s"):
+        archive_in_child(stalling, tmp_path / "comet", tmp_path / "comet.log", deadline=3)
+    assert list((tmp_path / "comet").iterdir()) == []
+    (child,) = started
+    with pytest.raises(ProcessLookupError):
+        os.kill(child.pid, 0)
+
+
+def test_an_experiment_key_is_what_comet_takes_and_always_the_same() -> None:
+    assert experiment_key("a study") == KEY == "88765bd0a21f44368db3a7794e97ffdb"
+    assert len(KEY) == 32
+    assert KEY.isalnum()
+    assert KEY.islower()
+    assert experiment_key("another study") != KEY
+
+
+@pytest.mark.parametrize("key", [None, "a" * 25, MARKER, f"{MARKER}*eyJiYXNlVXJsIjoiIn0=", "_SECRET_-e30="])
+def test_a_plausible_or_absent_key_is_no_problem(key: str | None) -> None:
+    assert api_key_problem({} if key is None else {"COMET_API_KEY": key}) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("", "is empty"),
+        (" \t", "is empty"),
+        (f"{MARKER}\n", "white space"),
+        (f'"{MARKER}"', "characters other than"),
+        ("ä" * 25, "characters other than"),
+        (f"{MARKER}*a*b", "characters other than"),
+        ("short1", "too short or too long"),
+        ("a" * 65, "too short or too long"),
+    ],
+)
+def test_a_broken_key_is_named_without_quoting_it(key: str, problem: str) -> None:
+    sentence = api_key_problem({"COMET_API_KEY": key})
+    assert sentence is not None
+    assert problem in sentence
+    assert sentence.startswith("COMET_API_KEY ")
+    assert sentence.endswith("; the run goes on offline")
+    assert not key.strip() or key.strip() not in sentence

@@ -1,0 +1,329 @@
+"""Models found by name, described as plain data without their weights, and loaded."""
+
+import hashlib
+import importlib.resources
+import importlib.util
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from search_spaces.errors import InputError, did_you_mean
+from search_spaces.models import (
+    DEFAULT_CLIP,
+    REGISTRY,
+    Dtype,
+    ModelDescription,
+    ScorerDescription,
+    Task,
+    registered,
+)
+from search_spaces.requests import Value
+from search_spaces.space import effective_steps
+
+AUTO_CLASSES: Mapping[Task, str] = {
+    "text-to-image": "AutoPipelineForText2Image",
+    "image-to-image": "AutoPipelineForImage2Image",
+    "inpainting": "AutoPipelineForInpainting",
+}
+_MAPPINGS: Mapping[Task, str] = {
+    "text-to-image": "AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+    "image-to-image": "AUTO_IMAGE2IMAGE_PIPELINES_MAPPING",
+    "inpainting": "AUTO_INPAINT_PIPELINES_MAPPING",
+}
+
+# Keywords of a pipeline's call that a study cannot sweep: the instance gives them, or they are not plain values.
+_NOT_SETTINGS = frozenset(
+    "self prompt image mask_image generator latents num_images_per_prompt output_type return_dict timesteps "
+    "sigmas masked_image_latents prompt_embeds negative_prompt_embeds pooled_prompt_embeds "
+    "negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds cross_attention_kwargs "
+    "joint_attention_kwargs attention_kwargs callback callback_steps callback_on_step_end "
+    "callback_on_step_end_tensor_inputs kwargs".split()
+)
+
+_TAKES_DISTILLED = frozenset({"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"})
+"""Where these fit, those of distilled models fit too, though diffusers does not list them as compatible."""
+
+_IGNORES_GENERATOR = frozenset({"DPMSolverSDEScheduler"})
+"""Two calls with one seed give two pictures, so that no image of theirs could be reproduced."""
+
+
+def locate(name: str, near: Path, key: str) -> tuple[str, str | None]:
+    """Where a model's name leads: (location, asked revision). Raises InputError naming `key`.
+
+    A location is `package:MODULE/FOLDER`, an absolute folder (relative names are relative to `near`), or
+    a hub id. `name` may be a registry name, a folder, or a hub id with an optional `@revision`.
+    """
+    entry = REGISTRY.get(name)
+    if entry is not None:
+        return entry.location, None
+    folder = near / Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve()), None
+    hub_id, _, revision = name.partition("@")
+    if hub_id.count("/") == 1 and not name.startswith((".", "/", "~")) and all(hub_id.split("/")):
+        return hub_id, revision or None
+    raise InputError(
+        f"{key}: unknown model {name!r}: neither a registry name nor a folder nor a hub id (owner/name)"
+        f"{did_you_mean(name, REGISTRY)}"
+    )
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder behind a location on this machine; None for a hub id."""
+    if location.startswith("package:"):
+        module, _, inside = location.removeprefix("package:").partition("/")
+        return Path(str(importlib.resources.files(module))) / inside
+    return Path(location) if os.path.isabs(location) else None
+
+
+def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = "model") -> ModelDescription:
+    """A model as plain data, from its configuration files and its pipeline's signature. No weights are read.
+
+    Without a `task`, it is the one that the model was made for. Raises InputError naming `key`.
+    """
+    location, asked = locate(name, near, key)
+    files = _Files(location, asked, key, "model_index.json")
+    index = files.json("model_index.json")
+    made_by = index.get("_class_name")
+    task = task or _task_of(str(made_by))
+    pipeline = _pipeline_class(str(made_by), task, key)
+    scheduler_library, scheduler = (*index.get("scheduler", ()), None, None)[:2]
+    if scheduler_library != "diffusers" or not scheduler:
+        raise InputError(f"{key}: {name} has no diffusers scheduler, and a study needs one")
+    unet, vae = files.json("unet/config.json"), files.json("vae/config.json")
+    entry = registered(name.partition("@")[0])
+    keywords = _keywords(pipeline, vae, unet)
+    return ModelDescription(
+        name=name,
+        location=location,
+        revision=files.revision,
+        task=task,
+        pipeline=pipeline.__name__,
+        dtype=dtype,
+        keywords={**keywords, **_known(entry.defaults, keywords)} if entry else keywords,
+        defaults_source=entry.source if entry else f"diffusers {pipeline.__name__}.__call__",
+        scheduler=scheduler,
+        schedulers=_compatible_schedulers(scheduler),
+        size_multiple=8,  # what every latent diffusion pipeline of diffusers checks
+        guidance_embedded=unet.get("time_cond_proj_dim") is not None,
+        diffusers=_diffusers_version(),
+    )
+
+
+def describe_clip(name: str | None, model: str, near: Path) -> ScorerDescription:
+    """The CLIP that judges: the one asked for, else the model's own, else torchmetrics' default."""
+    entry = registered(model.partition("@")[0])
+    if name is None and entry is not None and entry.clip is not None:
+        name, location, asked = model, entry.clip, None
+    else:
+        name = name or DEFAULT_CLIP
+        location, asked = locate(name, near, "clip_model")
+        clip_entry = REGISTRY.get(name)
+        location = (clip_entry.clip or location) if clip_entry else location
+    files = _Files(location, asked, "clip_model", "config.json")
+    if files.json("config.json").get("model_type") != "clip":
+        raise InputError(f"clip_model: {name} is not a CLIP model")
+    return ScorerDescription(
+        name="clip_score", model=Path(name).name or name, location=location, revision=files.revision
+    )
+
+
+def load_pipeline(model: ModelDescription, device: str) -> Any:  # noqa: ANN401  # diffusers pipelines are untyped
+    """The plain diffusers pipeline with the study's dtype, on `device`. Raises InputError where it cannot load."""
+    import diffusers
+    import torch
+
+    if diffusers.__version__ != model.diffusers:
+        raise InputError(
+            f"the study was made with diffusers {model.diffusers} and this is {diffusers.__version__}; "
+            "install that version or give the study another name"
+        )
+    folder = local_folder(model.location)
+    source = {"revision": model.revision} if folder is None else {}
+    loader = getattr(diffusers, AUTO_CLASSES[model.task])
+    try:
+        pipeline = loader.from_pretrained(
+            str(folder or model.location), dtype=getattr(torch, model.dtype), **source
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise InputError(f"model: {model.name} cannot be loaded: {first_line}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def unet_calls(model: ModelDescription, settings: Mapping[str, Value]) -> int | None:
+    """UNet calls of one request, counted on the scheduler itself; None where the family's rule is not known.
+
+    Heun, KDPM2 and PNDM make more calls than steps.
+    """
+    steps, effective = settings.get("num_inference_steps"), effective_steps(settings, model)
+    if not isinstance(steps, int) or effective is None:
+        return None
+    scheduler = str(settings["scheduler"])
+    timesteps, order = _timesteps(model.location, model.revision, scheduler, steps)
+    return max(0, timesteps - (steps - effective) * order)
+
+
+@cache
+def _timesteps(location: str, revision: str, scheduler: str, steps: int) -> tuple[int, int]:
+    """(length of the schedule, UNet calls per step) for so many steps."""
+    import diffusers
+
+    folder = local_folder(location)
+    source = {} if folder else {"revision": revision}
+    scheduler_class = getattr(diffusers, scheduler)
+    config = scheduler_class.load_config(str(folder or location), subfolder="scheduler", **source)
+    made = scheduler_class.from_config(config)
+    made.set_timesteps(steps)
+    return len(made.timesteps), made.order
+
+
+class _Files:
+    """A model's configuration files and its revision, from a folder or from the hub."""
+
+    def __init__(self, location: str, asked: str | None, key: str, first: str) -> None:
+        self._location, self._key = location, key
+        self._folder = local_folder(location)
+        if self._folder is not None:
+            if not (self._folder / first).is_file():
+                raise InputError(f"{key}: the folder {self._folder} is not a model: it has no {first}")
+            self.revision = folder_hash(self._folder)
+        else:
+            self.revision = asked or "main"
+            path = self._hub_file(first)
+            if path is None:
+                raise InputError(f"{key}: {location} is not a model for this: it has no {first}")
+            # …/snapshots/COMMIT/FILE is the hub cache's documented layout.
+            self.revision = path.parts[path.parts.index("snapshots") + 1]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A configuration file's content; empty where the model has no such file."""
+        path = self._folder / name if self._folder is not None else self._hub_file(name)
+        if path is None or not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._key}: {path} cannot be read: {error}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{self._key}: {path} is not a JSON object")
+        return content
+
+    def _hub_file(self, name: str) -> Path | None:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            return Path(hf_hub_download(self._location, name, revision=self.revision))
+        except RepositoryNotFoundError:
+            raise InputError(
+                f"{self._key}: unknown model {self._location!r}: the hub has none of that name, or it is gated"
+                f"{did_you_mean(self._location, REGISTRY)}"
+            ) from None
+        except RevisionNotFoundError:
+            raise InputError(f"{self._key}: {self._location} has no revision {self.revision!r}") from None
+        except LocalEntryNotFoundError:
+            raise InputError(
+                f"{self._key}: unknown model {self._location!r}: it is not on this machine and the hub cannot be "
+                "reached; name a registry model such as toyworld, a local folder, or go online"
+            ) from None
+        except EntryNotFoundError:
+            return None
+        except HFValidationError as error:
+            raise InputError(f"{self._key}: unknown model {self._location!r}: {error}") from None
+        except (HfHubHTTPError, OSError) as error:
+            raise InputError(f"{self._key}: {self._location} cannot be read from the hub: {error}") from None
+
+
+def folder_hash(folder: Path) -> str:
+    """`sha256:` and 32 digits over every file that can decide what a model draws, by relative name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if not path.is_file() or hidden or path.suffix.lower() in (".md", ".png", ".jpg", ".jpeg"):
+            continue
+        with path.open("rb") as file:
+            digest.update(f"{inside.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _task_of(pipeline: str) -> Task:
+    """The task that a pipeline class was made for, told by its name as diffusers names them."""
+    if "Inpaint" in pipeline:
+        return "inpainting"
+    return "image-to-image" if "Img2Img" in pipeline else "text-to-image"
+
+
+def _pipeline_class(made_by: str, task: Task, key: str) -> type:
+    """The class that `AutoPipelineFor…` would choose for a model and a task."""
+    from diffusers.pipelines import auto_pipeline
+
+    mapping = getattr(auto_pipeline, _MAPPINGS[task])
+    found = auto_pipeline._get_task_class(mapping, made_by, throw_error_if_not_exist=False)
+    if found is None:
+        able = [
+            name for name, other in _MAPPINGS.items() if _has_class(getattr(auto_pipeline, other), made_by)
+        ]
+        can = f"; it can do {', '.join(able)}" if able else "; it is no pipeline that diffusers knows"
+        raise InputError(f"{key}: a {made_by} cannot do the task {task}{can}")
+    chosen: type = found
+    return chosen
+
+
+def _has_class(mapping: Mapping[str, type], made_by: str) -> bool:
+    from diffusers.pipelines import auto_pipeline
+
+    return auto_pipeline._get_task_class(mapping, made_by, throw_error_if_not_exist=False) is not None
+
+
+def _keywords(pipeline: type, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Value]:
+    """Every setting the pipeline's call takes, with its default; the size is resolved from the model."""
+    parameters = inspect.signature(pipeline.__call__).parameters.values()  # type: ignore[operator]
+    keywords: dict[str, Value] = {}
+    for parameter in parameters:
+        default = None if parameter.default is inspect.Parameter.empty else parameter.default
+        if parameter.name not in _NOT_SETTINGS and (
+            default is None or isinstance(default, str | int | float)
+        ):
+            keywords[parameter.name] = default
+    sample_size, blocks = unet.get("sample_size"), vae.get("block_out_channels")
+    if isinstance(sample_size, int) and blocks:
+        pixels = sample_size * 2 ** (len(blocks) - 1)
+        keywords.update(_known({"width": pixels, "height": pixels}, keywords))
+    return keywords
+
+
+def _known(values: Mapping[str, Value], keywords: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if name in keywords}
+
+
+@cache
+def _compatible_schedulers(scheduler: str) -> tuple[str, ...]:
+    """Names of the schedulers that can take the place of one, itself included."""
+    import diffusers
+
+    cls = getattr(diffusers, scheduler)
+    names = {scheduler, *(other.__name__ for other in cls._get_compatibles())}
+    if names & _TAKES_DISTILLED:
+        names |= {"LCMScheduler", "TCDScheduler"}
+    return tuple(sorted(names - _IGNORES_GENERATOR))
+
+
+def _diffusers_version() -> str:
+    import diffusers
+
+    version: str = diffusers.__version__
+    return version

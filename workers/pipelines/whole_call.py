@@ -1,0 +1,149 @@
+"""The whole-call pipeline: plain diffusers calls, each serving the requests that one call can serve."""
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from search_spaces.models import ModelDescription
+from search_spaces.requests import Failed, ImageRequest
+from workers.pipelines import Generated, Inputs
+
+PER_ROW = ("negative_prompt",)
+"""Settings that may differ from image to image of one call; all others hold for the whole call."""
+
+NOT_IN_A_BATCH = ("padding_mask_crop",)
+"""Settings that diffusers takes for a single image only."""
+
+
+def call_key(request: ImageRequest) -> str:
+    """Equal for requests that one call can serve side by side."""
+    shared = {name: value for name, value in request.settings.items() if name not in PER_ROW}
+    alone = any(shared.get(name) is not None for name in NOT_IN_A_BATCH)
+    has_negative = request.settings.get("negative_prompt") is not None
+    return json.dumps([request.image_id if alone else "", has_negative, shared], sort_keys=True)
+
+
+class WholeCallPipeline:
+    """Calls a diffusers pipeline on up to `batch` requests that agree on everything a call takes once.
+
+    Each image has its own CPU generator, so that a seed means the same noise in any batch and on any device.
+    """
+
+    def __init__(self, pipeline: Any, model: ModelDescription, inputs: Inputs, batch: int) -> None:  # noqa: ANN401
+        self._pipeline, self._model, self._inputs, self._batch = pipeline, model, inputs, batch
+        self._schedulers = {model.scheduler: pipeline.scheduler}
+        self._queue: list[ImageRequest] = []
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
+        """One call's worth of pictures: the oldest request and those held that can share its call."""
+        self._queue = [r for r in (*self._queue, *new) if r.image_id not in cancelled]
+        if not self._queue:
+            return []
+        key = call_key(self._queue[0])
+        group = [request for request in self._queue if call_key(request) == key][: self._batch]
+        taken = {id(request) for request in group}
+        self._queue = [request for request in self._queue if id(request) not in taken]
+        return self._generate(group)
+
+    def _generate(self, group: Sequence[ImageRequest]) -> list[Generated]:
+        """One call for the group; if it fails, each request alone, so that only the guilty one is lost."""
+        begun = time.perf_counter()
+        try:
+            with counted_calls(getattr(self._pipeline, "unet", None)) as calls:
+                pictures = self._call(group)
+        except torch.OutOfMemoryError as error:
+            reason = f"out of memory: {_first_line(error)}"
+            if len(group) == 1:
+                return [Generated(group[0], Failed("lost", reason), time.perf_counter() - begun, None)]
+            torch.cuda.empty_cache()
+            half = len(group) // 2
+            return self._generate(group[:half]) + self._generate(group[half:])
+        except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
+            if len(group) == 1:
+                failed = Failed("lost", f"{type(error).__name__}: {_first_line(error)}")
+                return [Generated(group[0], failed, time.perf_counter() - begun, None)]
+            return [made for request in group for made in self._generate([request])]
+        seconds = (time.perf_counter() - begun) / len(group)
+        return [
+            Generated(request, picture, seconds, calls())
+            for request, picture in zip(group, pictures, strict=True)
+        ]
+
+    def _call(self, group: Sequence[ImageRequest]) -> list[Image.Image | Failed]:
+        settings = dict(group[0].settings)
+        self._pipeline.scheduler = self._scheduler(str(settings.pop("scheduler")))
+        arguments: dict[str, object] = {**settings, "prompt": [request.prompt for request in group]}
+        if settings.get("negative_prompt") is not None:
+            arguments["negative_prompt"] = [request.settings["negative_prompt"] for request in group]
+        if group[0].image is not None:
+            arguments["image"] = self._rows([request.image for request in group])
+        if group[0].mask is not None:
+            arguments["mask_image"] = self._rows([request.mask for request in group])
+        arguments["generator"] = [torch.Generator().manual_seed(request.seed) for request in group]
+        as_pil = any(settings.get(name) is not None for name in NOT_IN_A_BATCH)
+        with torch.inference_mode():
+            result = self._pipeline(**arguments, output_type="pil" if as_pil else "np")
+        flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(group)
+        return [checked(image, flag) for image, flag in zip(result.images, flagged, strict=True)]
+
+    def _rows(self, hashes: Sequence[str | None]) -> Image.Image | list[Image.Image]:
+        images = [self._inputs[name] for name in hashes if name is not None]
+        return images[0] if len(images) == 1 else images
+
+    def _scheduler(self, name: str) -> Any:  # noqa: ANN401
+        """The scheduler of that class with the model's own configuration, made once."""
+        if name not in self._schedulers:
+            import diffusers
+
+            config = self._schedulers[self._model.scheduler].config
+            self._schedulers[name] = getattr(diffusers, name).from_config(config)
+        return self._schedulers[name]
+
+
+def checked(image: Image.Image | np.ndarray[Any, Any], flagged: bool) -> Image.Image | Failed:
+    """A pipeline's output as an 8-bit picture, or why it is none: NaN, black, flagged.
+
+    `image` is PIL, or floats of shape (height, width, 3) from 0 to 1, rounded as diffusers rounds them.
+    """
+    if flagged:
+        return Failed("infeasible", "flagged by the model's safety checker")
+    if not isinstance(image, Image.Image):
+        if not np.isfinite(image).all():
+            return Failed("infeasible", "the picture holds NaN")
+        image = Image.fromarray((image * 255).round().astype("uint8"))
+    if not any(high for _, high in _extrema(image)):
+        return Failed("infeasible", "the picture is all black")
+    return image
+
+
+def _extrema(image: Image.Image) -> Sequence[tuple[float, float]]:
+    found: Sequence[tuple[float, float]] = image.convert("RGB").getextrema()  # type: ignore[assignment]
+    return found
+
+
+@contextmanager
+def counted_calls(unet: torch.nn.Module | None) -> Iterator[Callable[[], int | None]]:
+    """Count a UNet's forward passes; yields a function that gives the count, None without a UNet."""
+    count = 0
+
+    def count_one(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    handle = unet.register_forward_pre_hook(count_one) if unet is not None else None
+    counted: Callable[[], int | None] = lambda: None if unet is None else count  # noqa: E731
+    try:
+        yield counted
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
