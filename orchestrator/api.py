@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from orchestrator import wiring
 from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
 from orchestrator.display import watching
 from orchestrator.plan import Plan, make_plan, remember_rate, surveyed, trial_count
+from orchestrator.pool import Pool
 from orchestrator.report.contact_sheet import contact_sheet
 from orchestrator.report.results import Results, TrialResult
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root
@@ -38,8 +39,8 @@ from search_spaces.study import Study
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BATCH = 8
-"""Images per pipeline call: measured on 2 CPU cores (DECISIONS.md); a GPU out of memory halves it by itself."""
+ROWS_WORTH_A_RATE = 4
+"""Full batches per worker below which a run is too short to tell how fast it was."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def run(
     root: str = DEFAULT_ROOT,
     address: str | None = None,
     workers: int | None = None,
-    batch: int = DEFAULT_BATCH,
+    batch: int = wiring.DEFAULT_BATCH,
     retry_failed: bool = False,
     console: Console | None = None,
     quiet: bool = True,
@@ -89,83 +90,64 @@ def run(
     tries lost images again. Raises InputError before anything is loaded for whatever is wrong.
     """
     console = console or Console()
-    say = (
-        (lambda line: None)
-        if quiet
-        else partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    )
-    from orchestrator.ray_pool import RayPool, cluster_gpus, cores, ray_session
 
-    clustered = bool(address or os.environ.get("RAY_ADDRESS"))
+    def say(line: str) -> None:
+        if not quiet:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    from orchestrator.ray_pool import cluster_gpus, ray_session
+
     key_problem = api_key_problem(os.environ)
     if key_problem:
         say(key_problem)
     connect = partial(ray_session, address)
-    with _session_now(connect, clustered):
+    clustered = bool(address or os.environ.get("RAY_ADDRESS"))
+    with connect() if clustered else nullcontext():  # a cluster's GPUs decide the study's dtype
         gpus = cluster_gpus if clustered else _local_gpus
         resolved = wiring.resolve(Path(study_file), root, gpus)
-        study, folder = resolved.study, StudyFolder(root, resolved.study.name)
+        folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
-            folder.pin(study, resolved.text, resolved.images)
-            tables = Tables(root)
-            past = past_trials(tables, study.name, study.objective, forget_lost=retry_failed)
-            total = trial_count(study, surveyed(study)) * len(study.instances)
-            has_gpus = gpus() > 0
-            if workers is None:
-                memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-                workers = gpus() if has_gpus else wiring.cpu_workers(study.model, cores(), memory)
-            threads = max(1, cores() // workers)
-            pool = RayPool(
-                connect,
-                wiring.worker_maker(wiring.worker_setup(resolved, batch, threads)),
-                workers,
-                batch,
-                num_cpus=1 if has_gpus else min(threads, cores() / workers),
-                num_gpus=1 if has_gpus else 0,
-            )
-            tracker = Guarded(wiring.make_tracker(study, root, folder))
+            folder.pin(resolved.study, resolved.text, resolved.images)
+            crew = wiring.crew(resolved.study, workers, gpus(), batch)
+            pool = wiring.make_pool(resolved, crew, connect)
             for warning in resolved.warnings:
                 say(f"note: {warning}")
-            kind = "GPU" if has_gpus else "CPU"
-            say(
-                f"{study.name}: {total} images of {study.model.name} on {workers} {kind} "
-                f"worker{'s' if workers > 1 else ''}; results in {folder.path}"
-            )
-            log.info("run %s with %d workers, batch %d", study.name, workers, batch)
+            say(f"{resolved.study.name}: {resolved.study.model.name} on {crew}; results in {folder.path}")
+            log.info("run %s on %s", resolved.study.name, crew)
             try:
-                with watching(console, study.objective, quiet) as watch:
-                    progress = sweep(
-                        study,
-                        wiring.make_strategy(study, past),
-                        pool,
-                        ParquetCatalog(tables, study),
-                        tracker,
-                        past,
-                        total,
-                        watch,
-                        interrupted,
-                    )
+                with watching(console, resolved.study.objective, quiet) as watch:
+                    progress, closing = _sweep(resolved.study, root, pool, retry_failed, watch, interrupted)
             finally:
                 pool.close()
-            if progress.rows_per_second and progress.generated >= 4 * batch * workers:
-                remember_rate(study, root, progress.rows_per_second)
-            messages = [*(f"note: {note}" for note in progress.notes), *pool.notices]
-            closing = tracker.close()
-            if closing:
-                messages.append(closing)
+            if progress.rows_per_second and progress.generated >= ROWS_WORTH_A_RATE * crew.workers * batch:
+                remember_rate(resolved.study, root, progress.rows_per_second)
+            notes = [*(f"note: {note}" for note in progress.notes), *pool.notices]
+            messages = [message for message in (key_problem, *notes, closing) if message]
             for message in messages:
                 log.info(message)
-            found = results(study.name, root)
+            found = results(resolved.study.name, root)
             sheet = write_contact_sheet(found, root)
-            return RunResult(
-                progress,
-                found,
-                folder.path,
-                f"{root.rstrip('/')}/catalog",
-                sheet,
-                [*([key_problem] if key_problem else []), *messages],
-                interrupted(),
-            )
+            catalog = f"{root.rstrip('/')}/catalog"
+            return RunResult(progress, found, folder.path, catalog, sheet, messages, interrupted())
+
+
+def _sweep(
+    study: Study,
+    root: str,
+    pool: Pool,
+    retry_failed: bool,
+    watch: Callable[[Progress], None],
+    interrupted: Callable[[], bool],
+) -> tuple[Progress, str | None]:
+    """Run the loop and close the tracker; what was done, and the tracker's closing line."""
+    tables = Tables(root)
+    past = past_trials(tables, study.name, forget_lost=retry_failed)
+    total = trial_count(study, surveyed(study)) * len(study.instances)
+    tracker = Guarded(wiring.make_tracker(study, root, StudyFolder(root, study.name)))
+    strategy = wiring.make_strategy(study, past)
+    catalog = ParquetCatalog(tables, study)
+    progress = sweep(study, strategy, pool, catalog, tracker, past, total, watch, interrupted)
+    return progress, tracker.close()
 
 
 def results(study: str, root: str = DEFAULT_ROOT) -> Results:
@@ -174,18 +156,16 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
     Raises InputError where the root knows no such study.
     """
     pinned, tables = StudyFolder(root, study).pinned(), Tables(root)
-    objective = pinned.objective if pinned else "score"
-    past = past_trials(tables, study, objective)
+    past = past_trials(tables, study)
     if not past and pinned is None:
         known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
-    return _results(study, objective, past, pinned, tables)
+    return _results(study, past, pinned, tables)
 
 
-def _results(
-    name: str, objective: str, past: Sequence[PastTrial], pinned: Study | None, tables: Tables
-) -> Results:
+def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables: Tables) -> Results:
+    objective = pinned.objective if pinned else _objective(past)
     instances = len(pinned.instances) if pinned else 1 + max(i for t in past for i in t.outcomes)
     found = surveyed(pinned) if pinned else None
     images = _image_ids(tables, name)
@@ -213,6 +193,11 @@ def _results(
         inert=list(found.inert) if found else [],
         infeasible=list(found.infeasible) if found else [],
     )
+
+
+def _objective(past: Sequence[PastTrial]) -> str:
+    names = (name for t in past for o in t.outcomes.values() if isinstance(o, Scored) for name in o.scores)
+    return next(names, "score")
 
 
 def _candidate(pinned: Study | None, settings: Settings) -> object:
@@ -267,16 +252,6 @@ def _local_gpus() -> int:
     from workers.device import gpu_count
 
     return gpu_count()
-
-
-@contextmanager
-def _session_now(connect: Callable[[], object], clustered: bool) -> Iterator[None]:
-    """Connect at once where a cluster is named: its GPUs decide the study's dtype."""
-    if not clustered:
-        yield
-        return
-    with connect():  # type: ignore[attr-defined]
-        yield
 
 
 @contextmanager

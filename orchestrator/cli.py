@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ EXIT_CODES = "exit codes: 0 done, 1 internal error, 2 your input, 3 with failed 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit code."""
     options = _parser().parse_args(arguments)
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their advice is for programmers
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     errors = Console(stderr=True)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -99,12 +102,12 @@ def _run(options: argparse.Namespace) -> int:
     result = api.run(
         options.study,
         options.root,
-        options.address,
-        options.workers,
-        options.batch,
-        options.retry_failed,
-        console,
-        options.quiet,
+        address=options.address,
+        workers=options.workers,
+        batch=options.batch,
+        retry_failed=options.retry_failed,
+        console=console,
+        quiet=options.quiet,
     )
     console.print(render_report(result.results))
     progress = result.progress

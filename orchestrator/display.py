@@ -62,7 +62,7 @@ def best_line(progress: Progress, objective: str) -> str:
 def watching(console: Console, objective: str, quiet: bool) -> Iterator[Callable[[Progress], None]]:
     """A function to be called with the progress often; it shows it as the console allows."""
     if quiet:
-        yield lambda progress: None
+        yield lambda _: None
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             speed = Speed()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.study_folder import local_root
+from search_spaces.domains import Domain, FloatRange
 from search_spaces.requests import Settings, Value
 from search_spaces.space import Survey, guidance_is_on, survey
 from search_spaces.study import SURVEY_LIMIT, Study
@@ -159,11 +160,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     )
     yield "defaults", f"from {model.defaults_source}"
     for name, domain in study.space.axes.items():
-        points = domain.points()
-        values = (
-            f"{domain.low:g} to {domain.high:g}" if points is None else ", ".join(_short(v) for v in points)
-        )  # type: ignore[union-attr]
-        yield "sweep", f"{name}: {values}"
+        yield "sweep", f"{name}: {_domain_text(domain)}"
     cells = "a continuous space" if plan.cells is None else f"{plan.cells:,} cells"
     yield "search", f"{study.search.strategy} over {cells}: {_up_to(study)}{plan.trials:,} trials"
     instances = len(study.instances)
@@ -190,6 +187,14 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "cannot run", f"{sentence} ({count:,} cells)"
     for warning in plan.warnings:
         yield "note", warning
+
+
+def _domain_text(domain: Domain) -> str:
+    points = domain.points()
+    if isinstance(domain, FloatRange) and points is None:
+        return f"{domain.low:g} to {domain.high:g}"
+    values = [_short(value) for value in points or ()]
+    return ", ".join(values if len(values) <= 12 else [*values[:6], "…", values[-1]])
 
 
 def _up_to(study: Study) -> str:

@@ -18,10 +18,10 @@ from search_spaces.requests import Failed, ImageRequest
 from workers.worker import Finished, Provenance, Worker
 
 CALLS_AHEAD = 2  # one computing, one waiting: a third gains nothing
-TRIES = 3
-"""Times that a request is tried before it counts as lost, when the actors that hold it die."""
+DEATHS_ALONE = 2
+"""Deaths of actors that held a request and nothing else, after which the request counts as lost."""
 
-DEATHS_IN_A_ROW = 5
+DEATHS_IN_A_ROW = 10
 """Deaths of actors without one finished request in between, after which the pool gives up."""
 
 
@@ -113,13 +113,15 @@ class _Actor:
     held: dict[str, ImageRequest] = field(default_factory=dict)
     stored: dict[str, Picture] = field(default_factory=dict)
     to_forget: set[str] = field(default_factory=set)
+    suspect: str | None = None  # the one request that it holds alone
 
 
 class RayPool:
     """`workers` actors with `num_cpus` or `num_gpus` each. The driver owns retries: Ray is told to do none.
 
-    A request whose actor dies is queued again; after `TRIES` deaths it is `Failed` (lost). Ray and the actors
-    are started with the first request, so that a study that lacks nothing starts nothing.
+    Requests whose actor dies are tried again, each alone on an actor, so that one that kills its actor is
+    told from its companions; after `DEATHS_ALONE` deaths it is `Failed` (lost). Ray and the actors are
+    started with the first request, so that a study that lacks nothing starts nothing.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class RayPool:
             _RayWorker
         )
         self._queue: deque[ImageRequest] = deque()
+        self._suspects: deque[ImageRequest] = deque()  # were held by an actor that died
         self._to_score: deque[tuple[ImageRequest, Picture]] = deque()
         self._deaths: dict[str, int] = {}
         self._deaths_in_a_row = 0
@@ -153,7 +156,8 @@ class RayPool:
     def outstanding(self) -> int:
         """Requests queued, held by actors, or lost and not yet told."""
         held = sum(len(actor.held) for actor in self._actors)
-        return len(self._queue) + len(self._to_score) + held + len(self._lost)
+        queued = len(self._queue) + len(self._suspects) + len(self._to_score)
+        return queued + held + len(self._lost)
 
     def submit(self, requests: Sequence[ImageRequest]) -> None:
         """Queue requests to be generated and scored."""
@@ -169,6 +173,7 @@ class RayPool:
         """Forget requests that are not begun; actors hear of it with their next call."""
         unwanted = set(image_ids)
         self._queue = deque(request for request in self._queue if request.image_id not in unwanted)
+        self._suspects = deque(request for request in self._suspects if request.image_id not in unwanted)
         for actor in self._actors:
             actor.to_forget |= unwanted & (actor.held.keys() - actor.stored.keys())
 
@@ -188,6 +193,7 @@ class RayPool:
             ray.kill(actor.handle)
         self._actors.clear()
         self._queue.clear()
+        self._suspects.clear()
         self._to_score.clear()
         self._lost.clear()
         self._session.close()
@@ -211,6 +217,15 @@ class RayPool:
 
     def _give(self, actor: _Actor) -> bool:
         """One more call for an actor; False where it needs none."""
+        if actor.suspect is not None:
+            if not self._waiting_calls(actor):
+                self._advance(actor, [])
+            return False
+        if self._suspects and not actor.held:
+            suspect = self._suspects.popleft()
+            actor.suspect = suspect.image_id
+            self._advance(actor, [suspect])
+            return True
         room = CALLS_AHEAD * self._batch - len(actor.held)
         if self._to_score and room > 0:
             batch = [self._to_score.popleft() for _ in range(min(self._batch, len(self._to_score)))]
@@ -224,11 +239,14 @@ class RayPool:
         to_generate = actor.held.keys() - actor.stored.keys()
         if not new and not to_generate:
             return False
+        self._advance(actor, new)
+        return True
+
+    def _advance(self, actor: _Actor, new: Sequence[ImageRequest]) -> None:
         actor.held |= {request.image_id: request for request in new}
         cancelled, actor.to_forget = frozenset(actor.to_forget), set()
         metadata, buffer = actor.handle.advance.options(num_returns=2).remote(new, cancelled)
         actor.calls[metadata] = _Call(buffer, cancelled)
-        return True
 
     def _collect(self, timeout: float) -> list[Done]:
         """Results of the calls that have returned; the dead are replaced and their requests queued again."""
@@ -246,7 +264,7 @@ class RayPool:
                 finished += self._take(actor, metadata)
         return finished
 
-    def _take(self, actor: _Actor, metadata: Any) -> list[Done]:  # noqa: ANN401
+    def _take(self, actor: _Actor, metadata: Any) -> list[Done]:
         call = actor.calls.pop(metadata)
         try:
             if call.loading:
@@ -273,6 +291,8 @@ class RayPool:
             actor.held.pop(result.request.image_id, None)
             actor.stored.pop(result.request.image_id, None)
             found.append(done(result, picture))
+        if actor.suspect not in actor.held:
+            actor.suspect = None
         if found:
             self._deaths_in_a_row = 0
         return found
@@ -284,21 +304,20 @@ class RayPool:
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
             raise PoolError(f"{DEATHS_IN_A_ROW} workers died in a row without one image; the last: {cause}")
-        again = []
         for image_id, request in actor.held.items():
             if image_id in actor.to_forget:
                 continue
-            self._deaths[image_id] = self._deaths.get(image_id, 0) + 1
-            if self._deaths[image_id] >= TRIES:
+            if image_id == actor.suspect:
+                self._deaths[image_id] = self._deaths.get(image_id, 0) + 1
+            if self._deaths.get(image_id, 0) >= DEATHS_ALONE:
                 nothing = Provenance("", 0, 0, None, 0.0, 0.0)
-                reason = f"its worker died {TRIES} times: {cause}"
+                reason = f"its worker died {DEATHS_ALONE} times while it held nothing else: {cause}"
                 self._lost.append(Done(request, Failed("lost", reason), nothing, None))
             elif image_id in actor.stored:
                 self._to_score.append((request, actor.stored[image_id]))
             else:
-                again.append(request)
-        self._queue.extendleft(reversed(again))
-        self.notices.append(f"a worker died ({cause}); {len(actor.held)} images go to others")
+                self._suspects.append(request)
+        self.notices.append(f"a worker died ({cause}); {len(actor.held)} images are tried again")
         self._actors.append(self._start())
 
 

@@ -48,7 +48,7 @@ def sweep(
     tracker: Tracker,
     past: Sequence[PastTrial] = (),
     total: int | None = None,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda _: None,
     stopping: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:

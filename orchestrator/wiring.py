@@ -1,10 +1,13 @@
 """Names in a study file → objects: the only module that knows every implementation."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
@@ -30,7 +33,13 @@ from workers.inputs import pixel_hash, read_image, read_mask
 from workers.png import decode_png, encode_png
 from workers.worker import Worker
 
+if TYPE_CHECKING:  # ray takes a second to import, which `report` and `schema` need not wait for
+    from orchestrator.ray_pool import RayPool
+
 GIB = 2**30
+
+DEFAULT_BATCH = 8
+"""Images per pipeline call: measured on 2 CPU cores (DECISIONS.md); a GPU out of memory halves it by itself."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +174,6 @@ class WorkerSetup:
     threads: int
 
 
-def worker_setup(resolved: Resolved, batch: int, threads: int) -> WorkerSetup:
-    """The setup of every worker of a study."""
-    inputs = {name: encode_png(image) for name, image in resolved.images.items()}
-    return WorkerSetup(resolved.study, inputs, batch, threads)
-
-
 def build_worker(setup: WorkerSetup) -> Worker:
     """Load model and scorer on this machine's device. Raises InputError where they cannot load."""
     import diffusers
@@ -205,13 +208,34 @@ def build_worker(setup: WorkerSetup) -> Worker:
     )
 
 
-def worker_maker(setup: WorkerSetup) -> Callable[[], Worker]:
-    """`build_worker` for a setup, to be called inside an actor."""
-    return partial(build_worker, setup)
+@dataclass(frozen=True)
+class Crew:
+    """How many workers of what kind, each with so many CPU threads and images per call."""
+
+    workers: int
+    kind: Literal["CPU", "GPU"]
+    threads: int
+    batch: int
+
+    def __str__(self) -> str:
+        plural = "s" if self.workers > 1 else ""
+        threads = f" with {self.threads} thread{'s' if self.threads > 1 else ''} each"
+        return f"{self.workers} {self.kind} worker{plural}{threads if self.kind == 'CPU' else ''}"
+
+
+def crew(study: Study, workers: int | None, gpus: int, batch: int) -> Crew:
+    """The workers for a study: one per GPU; without GPUs, as many as the cores carry; or as many as asked."""
+    from orchestrator.ray_pool import cores
+
+    if gpus:
+        return Crew(workers or gpus, "GPU", 1, batch)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    workers = workers or cpu_workers(study.model, cores(), memory)
+    return Crew(workers, "CPU", max(1, cores() // workers), batch)
 
 
 def cpu_workers(model: ModelDescription, cores: int, memory: int) -> int:
-    """How many single-device workers a machine without GPU carries.
+    """How many workers a machine without GPU carries.
 
     One per core with one thread each, which was measured to be fastest (DECISIONS.md), as far as `memory`
     bytes hold their weights in float32; a model whose size is not known yet gets one worker.
@@ -224,6 +248,21 @@ def cpu_workers(model: ModelDescription, cores: int, memory: int) -> int:
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     each = GIB + 3 * weights  # half precision on disk doubles, and activations take as much again
     return max(1, min(cores, int(0.8 * memory) // each))
+
+
+def make_pool(
+    resolved: Resolved, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
+) -> "RayPool":
+    """The Ray pool of a crew; it connects and starts with the first request."""
+    from orchestrator.ray_pool import RayPool, cores
+
+    inputs = {name: encode_png(image) for name, image in resolved.images.items()}
+    setup = WorkerSetup(resolved.study, inputs, crew.batch, crew.threads)
+    gpu = crew.kind == "GPU"
+    share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads
+    return RayPool(
+        connect, partial(build_worker, setup), crew.workers, crew.batch, num_cpus=share, num_gpus=int(gpu)
+    )
 
 
 def make_tracker(study: Study, root: str, folder: StudyFolder) -> Tracker:
@@ -249,7 +288,7 @@ def comet_source(root: str, name: str) -> tuple[CometStudy, str, Iterable[CometI
     folder, tables = StudyFolder(root, name), Tables(root)
     study = folder.pinned()
     assert study is not None
-    past = past_trials(tables, name, study.objective)
+    past = past_trials(tables, name)
     described = CometStudy(
         study=name,
         workspace=study.comet.workspace,

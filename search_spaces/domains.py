@@ -1,5 +1,8 @@
 """What one setting may be: a list of values, or a range of numbers."""
 
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +22,7 @@ class Choices(BaseModel):
         """Whether every value is a number, so that neighbours in the list are neighbours in effect."""
         return all(isinstance(v, int | float) and not isinstance(v, bool) for v in self.values)
 
-    def points(self) -> tuple[Value, ...]:
+    def points(self) -> Sequence[Value]:
         """The values in the file's order."""
         return self.values
 
@@ -34,12 +37,16 @@ class FloatRange(BaseModel):
     step: float | None = None
     log: bool = False
 
-    def points(self) -> tuple[Value, ...] | None:
+    def points(self) -> Sequence[Value] | None:
         """The lattice, ascending; None where the range is continuous."""
-        if self.step is None:
-            return None
-        count = int((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(round(self.low + i * self.step, 10) for i in range(count))
+        return None if self.step is None else _lattice(self.low, self.high, self.step)
+
+
+@lru_cache(maxsize=64)
+def _lattice(low: float, high: float, step: float) -> tuple[float, ...]:
+    """low, low + step, … as far as high, reckoned in decimals: 0.1 + 2 × 0.1 is 0.3."""
+    first, last, gap = Decimal(repr(low)), Decimal(repr(high)), Decimal(repr(step))
+    return tuple(float(first + i * gap) for i in range(int((last - first) / gap) + 1))
 
 
 class IntRange(BaseModel):
@@ -52,9 +59,9 @@ class IntRange(BaseModel):
     step: int = 1
     log: bool = False
 
-    def points(self) -> tuple[Value, ...]:
+    def points(self) -> Sequence[Value]:
         """The integers, ascending."""
-        return tuple(range(self.low, self.high + 1, self.step))
+        return range(self.low, self.high + 1, self.step)
 
 
 Domain = Annotated[Choices | FloatRange | IntRange, Field(discriminator="kind")]

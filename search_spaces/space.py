@@ -32,7 +32,7 @@ class Space(BaseModel):
     def cell(self, index: int) -> dict[str, Value]:
         """The cell at a position of the lattice, 0 ≤ index < size; needs no memory for the others.
 
-        Raises ValueError where an axis is continuous.
+        Raises ValueError where an axis is continuous, IndexError outside the lattice.
         """
         settings: dict[str, Value] = {}
         for name, domain in reversed(self.axes.items()):
@@ -41,6 +41,8 @@ class Space(BaseModel):
                 raise ValueError(f"{name} is continuous and has no lattice")
             index, position = divmod(index, len(points))
             settings[name] = points[position]
+        if index:
+            raise IndexError("outside the lattice")
         return dict(reversed(settings.items()))
 
     def lattice(self) -> Iterator[dict[str, Value]]:
@@ -49,6 +51,13 @@ class Space(BaseModel):
         if size is None:
             raise ValueError(f"{self.continuous[0]} is continuous and has no lattice")
         return (self.cell(index) for index in range(size))
+
+
+_WITH_GUIDANCE_ONLY = ("negative_prompt", "negative_prompt_2", "guidance_rescale")
+"""Settings that change nothing where guidance is off."""
+
+_CUT_OTHERWISE = ("denoising_start", "denoising_end")
+"""SDXL's settings that take the place of `strength` or cut further steps; their rule is not known here."""
 
 
 def guidance_is_on(settings: Settings, model: ModelDescription) -> bool:
@@ -63,7 +72,7 @@ def guidance_is_on(settings: Settings, model: ModelDescription) -> bool:
 def effective_steps(settings: Settings, model: ModelDescription) -> int | None:
     """The steps that are run after `strength` cut them; None where the family's rule is not known."""
     steps = settings.get("num_inference_steps")
-    if not isinstance(steps, int):
+    if not isinstance(steps, int) or any(settings.get(name) is not None for name in _CUT_OTHERWISE):
         return None
     strength = settings.get("strength")
     if model.task == "text-to-image" or not isinstance(strength, int | float):
@@ -91,12 +100,14 @@ def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str,
     if model.family.none_is_empty and canon.get("negative_prompt", "") is None:
         canon["negative_prompt"] = ""
     if not guidance_is_on(canon, model):
-        canon.pop("negative_prompt", None)
-        canon.pop("guidance_rescale", None)
+        for name in _WITH_GUIDANCE_ONLY:
+            canon.pop(name, None)
         if not model.guidance_embedded:
             canon["guidance_scale"] = model.family.guidance_off_at
     steps = effective_steps(canon, model)
-    if steps is not None and "strength" in canon:
+    if model.task == "text-to-image":
+        canon.pop("strength", None)
+    elif steps is not None and "strength" in canon:
         canon["effective_steps"] = steps
         canon["strength"] = 1.0 if canon["strength"] == 1 else None
     return canon
@@ -158,14 +169,15 @@ def why_twins(settings: Mapping[str, Value], twin: Mapping[str, Value], model: M
     """One sentence that says why two complete settings draw the same picture."""
     differing = {name for name in settings if settings[name] != twin.get(name)}
     reasons = []
-    if differing & {"negative_prompt", "guidance_scale", "guidance_rescale"}:
+    dead = differing & {"guidance_scale", *_WITH_GUIDANCE_ONLY}
+    if dead:
         if model.guidance_embedded:
-            reasons.append("guidance is embedded in this model's UNet, so negative_prompt changes nothing")
+            names = " and ".join(sorted(dead))
+            reasons.append(f"guidance is embedded in this model's UNet, so {names} changes nothing")
         elif not guidance_is_on(settings, model):
             reasons.append(
                 f"guidance_scale ≤ {model.family.guidance_off_at:g} switches guidance off, so "
-                f"{' and '.join(sorted(differing & {'negative_prompt', 'guidance_scale', 'guidance_rescale'}))} "
-                "changes nothing there"
+                f"{' and '.join(sorted(dead))} changes nothing there"
             )
         else:
             reasons.append("a missing negative_prompt is an empty one")

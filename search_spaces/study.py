@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.models import ModelDescription, ScorerDescription
 from search_spaces.requests import ImageRequest, Instance, Settings, Value, content_hash
-from search_spaces.space import Judge, Space, canonical_settings, survey
+from search_spaces.space import Judge, Space, canonical_settings
 from search_spaces.study_file import CometSpec, SearchSpec, StudySpec
 
 PIXEL_REVISION = 1
@@ -105,7 +105,8 @@ def pin(
             if name not in model.keywords and name not in ("scheduler", "prompt"):
                 known = [*model.keywords, "scheduler"]
                 raise InputError(
-                    f"{source}: {section}.{name}: {model.pipeline} takes no setting {name!r}{did_you_mean(name, known)}"
+                    f"{source}: {section}.{name}: {model.pipeline} takes no setting {name!r}"
+                    f"{did_you_mean(name, known)}"
                 )
     if "prompt" in spec.settings:
         raise InputError(f"{source}: settings.prompt: a fixed prompt belongs to each of 'inputs'")
@@ -129,7 +130,7 @@ def pin(
     return study
 
 
-def _values(spec: StudySpec, name: str) -> tuple[Value, ...]:
+def _values(spec: StudySpec, name: str) -> Sequence[Value]:
     if name in spec.settings:
         return (spec.settings[name],)
     return (spec.space[name].points() or ()) if name in spec.space else ()
@@ -154,12 +155,14 @@ def _check_sizes(spec: StudySpec, model: ModelDescription, source: str) -> None:
 
 
 def _check_something_can_run(study: Study, source: str) -> None:
-    size = study.space.size
+    size, obstacle = study.space.size, None
     if size is None or size > SURVEY_LIMIT:
         return
-    found = survey(study.space, study.judge)
-    if not found.candidates:
-        raise InputError(f"{source}: no cell of the space can run: {next(iter(found.infeasible))}")
+    for cell in study.space.lattice():
+        obstacle = study.judge.obstacle(cell)
+        if obstacle is None:
+            return
+    raise InputError(f"{source}: no cell of the space can run: {obstacle}")
 
 
 def difference(old: Study, new: Study) -> str | None:
@@ -174,7 +177,7 @@ def difference(old: Study, new: Study) -> str | None:
         "diffusers' version": (old.model.diffusers, new.model.diffusers),
         "objective": (f"{old.objective} by {old.scorer.id}", f"{new.objective} by {new.scorer.id}"),
         "inputs": (_input_facts(old), _input_facts(new)),
-        "axes of the space": (list(old.space.axes), list(new.space.axes)),
+        "axes of the space": (sorted(old.space.axes), sorted(new.space.axes)),
     }
     for key, (was, now) in compared.items():
         if was != now:
@@ -183,8 +186,13 @@ def difference(old: Study, new: Study) -> str | None:
         if old.settings.get(name) != new.settings.get(name):
             return f"settings.{name}: was {old.settings.get(name)!r}, is {new.settings.get(name)!r}"
     if new.seeds[: len(old.seeds)] != old.seeds:
-        return f"seeds: was {list(old.seeds)}, which {list(new.seeds)} does not begin with"
+        return f"seeds: was {_seeds(old)}, which {_seeds(new)} does not begin with"
     return None
+
+
+def _seeds(study: Study) -> str:
+    shown = [str(seed) for seed in study.seeds[:8]]
+    return f"[{', '.join(shown if len(study.seeds) <= 8 else [*shown, f'… {len(study.seeds)} seeds'])}]"
 
 
 def _input_facts(study: Study) -> list[tuple[str, str, str | None, str | None]]:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,7 +36,7 @@ class _Keyword(BaseModel):
 
 
 KEYWORDS: Mapping[str, _Keyword] = {
-    "num_inference_steps": _Keyword(kind="int", low=1, meaning="denoising steps"),
+    "num_inference_steps": _Keyword(kind="int", low=1, high=1000, meaning="denoising steps"),
     "guidance_scale": _Keyword(kind="float", low=0, meaning="weight of the prompt; 1 and below is off"),
     "strength": _Keyword(kind="float", low=0, high=1, meaning="share of the steps that redraw the image"),
     "negative_prompt": _Keyword(kind="str", optional=True, meaning="what the picture should not show"),
@@ -43,37 +44,46 @@ KEYWORDS: Mapping[str, _Keyword] = {
     "scheduler": _Keyword(kind="str", meaning="a diffusers scheduler class, such as DDIMScheduler"),
     "eta": _Keyword(kind="float", low=0, high=1, meaning="noise added by DDIM's steps"),
     "guidance_rescale": _Keyword(kind="float", low=0, high=1, meaning="rescaling against overexposure"),
-    "clip_skip": _Keyword(kind="int", low=0, optional=True, meaning="last text encoder layers left out"),
-    "width": _Keyword(kind="int", low=8, meaning="pixels"),
-    "height": _Keyword(kind="int", low=8, meaning="pixels"),
+    "clip_skip": _Keyword(
+        kind="int", low=0, high=31, optional=True, meaning="last text encoder layers left out"
+    ),
+    "width": _Keyword(kind="int", low=8, high=16384, meaning="pixels"),
+    "height": _Keyword(kind="int", low=8, high=16384, meaning="pixels"),
 }
+
+
+MOST_POINTS = 100_000
+"""Of one axis: a range with more is a mistake, or wants no step at all."""
+
+MOST_SEEDS = 100_000
+"""Of one study."""
 
 
 def parse_value(name: str, raw: object) -> Value:
     """A setting's value under its keyword's type. Raises ValueError with the sentence for the reader."""
     keyword = KEYWORDS.get(name)
-    if isinstance(raw, float) and not math.isfinite(raw):
-        raise ValueError(f"{name}: {raw} is not a finite number")
     if keyword is None:
-        if raw is None or isinstance(raw, str | int | float | bool):
+        if raw is None or isinstance(raw, str | bool):
             return raw
-        raise ValueError(f"{name}: {raw!r} is not a text, number, true, false or null")
+        if isinstance(raw, int | float):
+            _check_storable(name, raw)
+            return raw
+        raise ValueError(f"{name}: {_shown(raw)} is not a text, number, true, false or null")
     if raw is None and keyword.optional:
         return None
     if keyword.kind == "str":
         if isinstance(raw, str):
             return raw
-        hint = (
-            "; YAML reads a bare yes, no, on or off as a boolean: quote it" if isinstance(raw, bool) else ""
-        )
-        raise ValueError(f"{name}: {raw!r} is not a text{hint}")
+        hint = "" if raw is None or isinstance(raw, dict | list) else "; put it in quotes to make it one"
+        raise ValueError(f"{name}: {_shown(raw)} is not a text{hint}")
     return _parse_number(name, keyword, raw)
 
 
 def _parse_number(name: str, keyword: _Keyword, raw: object) -> int | float:
     kind = "a whole number" if keyword.kind == "int" else "a number"
     if isinstance(raw, bool) or not isinstance(raw, int | float):
-        raise ValueError(f"{name}: {raw!r} is not {kind}")
+        raise ValueError(f"{name}: {_shown(raw)} is not {kind}")
+    _check_storable(name, raw)
     if keyword.kind == "int" and raw != int(raw):
         raise ValueError(f"{name}: {raw!r} is not {kind}")
     if keyword.low is not None and raw < keyword.low:
@@ -81,6 +91,13 @@ def _parse_number(name: str, keyword: _Keyword, raw: object) -> int | float:
     if keyword.high is not None and raw > keyword.high:
         raise ValueError(f"{name}: {raw!r} is above {keyword.high:g}, the most that works")
     return int(raw) if keyword.kind == "int" else float(raw)
+
+
+def _check_storable(name: str, raw: float) -> None:
+    if isinstance(raw, int) and not -(2**63) <= raw < 2**63:
+        raise ValueError(f"{name}: {_shown(raw)} is too large; a whole number lies within 64 bits")
+    if not math.isfinite(raw):
+        raise ValueError(f"{name}: {raw} is not a finite number")
 
 
 def parse_domain(name: str, raw: object) -> Domain:
@@ -91,59 +108,72 @@ def parse_domain(name: str, raw: object) -> Domain:
         return _parse_range(name, raw)
     if not isinstance(raw, list):
         raise ValueError(
-            f"{name}: {raw!r} is neither a list of values nor a range; "
+            f"{name}: {_shown(raw)} is neither a list of values nor a range; "
             "a single value belongs under 'settings'"
         )
     if not raw:
         raise ValueError(f"{name}: the list is empty; give at least one value")
     values = tuple(parse_value(name, item) for item in raw)
-    seen: list[object] = []
+    seen: set[object] = set()
     for value in values:
         key = (type(value) is bool, canonical(value))
         if key in seen:
-            raise ValueError(f"{name}: {value!r} is listed twice")
-        seen.append(key)
+            raise ValueError(f"{name}: {_shown(value)} is listed twice")
+        seen.add(key)
     return Choices(values=values)
 
 
-def _parse_range(name: str, raw: Mapping[object, object]) -> FloatRange | IntRange:
+def _parse_range(name: str, raw: Mapping[str, object]) -> FloatRange | IntRange:
+    keys = ("low", "high", "step", "log")
     for key in raw:
-        if key not in ("low", "high", "step", "log"):
-            raise ValueError(
-                f"{name}: unknown key {str(key)!r} in a range{did_you_mean(str(key), ['low', 'high', 'step', 'log'])}"
-            )
-    keyword = KEYWORDS.get(name, _Keyword(kind="float", meaning=""))
-    if keyword.kind == "str" or "low" not in raw or "high" not in raw:
-        need = "a list of texts" if keyword.kind == "str" else "both low and high"
-        raise ValueError(f"{name}: a range needs numbers, and this setting takes {need}")
-    log, step = raw.get("log", False), raw.get("step")
+        if key not in keys:
+            raise ValueError(f"{name}: unknown key {_shown(key)} in a range{did_you_mean(key, keys)}")
+    whole = all(isinstance(raw.get(key, 0), int) for key in ("low", "high", "step"))
+    keyword = KEYWORDS.get(name, _Keyword(kind="int" if whole else "float", meaning=""))
+    if keyword.kind == "str":
+        raise ValueError(f"{name}: a range is of numbers and this setting takes texts; list them")
+    for end in ("low", "high"):
+        if end not in raw:
+            raise ValueError(f"{name}: {end} is missing; a range needs both low and high")
     low, high = (_parse_number(f"{name}.{end}", keyword, raw[end]) for end in ("low", "high"))
-    spacing = (
-        None if step is None else _parse_number(f"{name}.step", _Keyword(kind="float", meaning=""), step)
-    )
-    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(spacing or 0)):
-        raise ValueError(f"{name}: a range's ends and step must be finite")
     if low >= high:
         raise ValueError(f"{name}: low {low:g} must be below high {high:g}")
-    if spacing is not None and spacing <= 0:
-        raise ValueError(f"{name}.step: {spacing:g} must be above 0")
+    step, log = None, raw.get("log", False)
+    if "step" in raw:
+        step = _parse_number(f"{name}.step", _Keyword(kind=keyword.kind, meaning=""), raw["step"])
+        if step <= 0:
+            raise ValueError(f"{name}.step: {step:g} must be above 0")
     if not isinstance(log, bool):
-        raise ValueError(f"{name}.log: {log!r} is not true or false")
-    if log and (low <= 0 or spacing is not None):
+        raise ValueError(f"{name}.log: {_shown(log)} is not true or false")
+    if log and (low <= 0 or step is not None):
         raise ValueError(f"{name}: log needs low above 0 and no step")
-    given = [raw[key] for key in ("low", "high", "step") if raw.get(key) is not None]
-    if keyword.kind == "int" or (name not in KEYWORDS and all(isinstance(v, int) for v in given)):
-        if spacing is not None and spacing != int(spacing):
-            raise ValueError(f"{name}.step: {spacing:g} is not a whole number")
-        return IntRange(low=int(low), high=int(high), step=int(spacing or 1), log=log)
-    return FloatRange(low=low, high=high, step=spacing, log=log)
+    if keyword.kind == "int" and step is None:
+        step = 1
+    if step is not None and (high - low) / step >= MOST_POINTS:
+        raise ValueError(
+            f"{name}: more than {MOST_POINTS:,} points; make the step larger or the range smaller"
+        )
+    if keyword.kind == "int":
+        return IntRange(low=int(low), high=int(high), step=int(step or 1), log=log)
+    return FloatRange(low=low, high=high, step=step, log=log)
+
+
+def _shown(value: object) -> str:
+    """A value as a message shows it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _parse_each(parse: Callable[[str, object], object]) -> Callable[[object], object]:
     def parse_mapping(raw: object) -> object:
         if not isinstance(raw, Mapping):
             return raw
-        return {str(name): parse(str(name), item) for name, item in raw.items()}
+        for name in raw:
+            if not name.isidentifier():
+                raise ValueError(
+                    f"{_shown(name)} cannot be a pipeline's keyword{did_you_mean(name, KEYWORDS)}"
+                )
+        return {name: parse(name, item) for name, item in raw.items()}
 
     return parse_mapping
 
@@ -212,7 +242,7 @@ class SearchSpec(_Section):
         "grid", description="grid tries every cell; tpe is Optuna's sampler"
     )
     trials: int | None = Field(None, ge=1, description="settings to try; for tpe")
-    seed: int = Field(0, ge=0, description="seed of the sampler")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the sampler")
 
     @model_validator(mode="after")
     def _trials_fit_strategy(self) -> "SearchSpec":
@@ -276,9 +306,12 @@ class StudySpec(_Section):
         both = sorted(set(self.settings) & set(self.space))
         if both:
             raise ValueError(f"{both[0]} stands under both 'settings' and 'space'; keep one of the two")
-        seeds = self.seed_list
-        if not seeds:
+        count = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
+        if count < 1:
             raise ValueError("seeds: at least one is needed")
+        if count > MOST_SEEDS:
+            raise ValueError(f"seeds: {_shown(count)} are more than the {MOST_SEEDS:,} that a study may have")
+        seeds = self.seed_list
         if len(set(seeds)) < len(seeds):
             raise ValueError("seeds: a seed is listed twice")
         if min(seeds) < 0 or max(seeds) >= 2**63:
@@ -302,39 +335,95 @@ class StudySpec(_Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets pass."""
+    """Reads plain scalars as YAML 1.2 and editors do: `off` and 2024-01-01 are texts, 1e-3 is a number."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if isinstance(key, str):
-                if key in seen:
-                    raise InputError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice")
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+
+_TAG = "tag:yaml.org,2002:"
+_SCALARS: Mapping[str, tuple[str, Callable[[str], object]]] = {
+    "null": (r"~|null|Null|NULL|", lambda _: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9]+", int),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        lambda text: float(re.sub(r"\.(?=[a-zA-Z])", "", text)),
+    ),
+    "str": (r"(?s:.*)", str),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _kind, (_pattern, _) in _SCALARS.items():
+    if _kind != "str":
+        _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
+
+
+def _plain(node: yaml.Node, seen: set[int]) -> object:
+    """A YAML node as plain data. Raises InputError for what a study file has no use for.
+
+    That is: a key given twice or that is no text, a tag of other types, and an alias for a list or mapping,
+    with which a short file could stand for an endless one. `seen` holds the ids of the nodes above and before.
+    """
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        pattern, convert = _SCALARS.get(node.tag.removeprefix(_TAG), ("(?!)", str))
+        if re.fullmatch(pattern, node.value):
+            with suppress(ValueError):  # thousands of digits, or half a surrogate pair
+                # A pair of escapes, as JSON writes 😀, is one character; half a pair raises.
+                return convert(node.value.encode("utf-16", "surrogatepass").decode("utf-16"))
+        raise InputError(f"line {line}: {_shown(node.value)} is not of the type {_tag(node)}")
+    if id(node) in seen:
+        raise InputError(
+            f"line {line}: an alias stands for this list or mapping; write it out in both places"
+        )
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode) and _tag(node) == "seq":
+        return [_plain(item, seen) for item in node.value]
+    if not isinstance(node, yaml.MappingNode) or _tag(node) != "map":
+        raise InputError(f"line {line}: the tag {_tag(node)!r} has no meaning in a study file")
+    mapping: dict[str, object] = {}
+    for key_node, value_node in node.value:
+        key = _plain(key_node, seen)
+        if not isinstance(key, str):
+            raise InputError(f"line {key_node.start_mark.line + 1}: the key {_shown(key)} is not a text")
+        if key in mapping:
+            raise InputError(f"line {key_node.start_mark.line + 1}: the key {_shown(key)} is given twice")
+        mapping[key] = _plain(value_node, seen)
+    return mapping
+
+
+def _tag(node: yaml.Node) -> str:
+    tag: str = node.tag
+    return tag.removeprefix(_TAG)
 
 
 def parse(text: str, source: str) -> StudySpec:
     """YAML text → StudySpec; `source` is the file's name in messages. Raises InputError."""
     try:
-        document = yaml.load(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=_Loader)
+        document = None if node is None else _plain(node, set())
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
+    except RecursionError:
+        raise InputError(f"{source} is not a study file: its lists are nested too deeply") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(
+            f"{source} is not valid YAML: line {line} holds the control character {error.character:#x}"
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, (error.problem or "it cannot be read").removeprefix("but ")
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be read"
         raise InputError(f"{source} is not valid YAML{where}: {problem}") from None
     if not isinstance(document, dict):
-        kind = "empty" if document is None else f"a {type(document).__name__}"
+        kinds = {type(None): "empty", list: "a list", str: "a text"}
         raise InputError(
-            f"{source} must be a mapping with the keys study, model, inputs, space; it is {kind}"
+            f"{source} must be a mapping with the keys study, model, inputs, space; "
+            f"it is {kinds.get(type(document), 'a single value')}"
         )
     try:
         return StudySpec.model_validate(document)
     except ValidationError as error:
-        raise InputError(f"{source}: {_sentence(error.errors()[0])}") from None
+        # A misspelt key is also a missing one; the misspelling says more.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise InputError(f"{source}: {_sentence(first)}") from None
 
 
 def load(path: Path) -> StudySpec:
@@ -364,6 +453,7 @@ _PROBLEMS = {
     "too_short": "is empty; at least {min_length} is needed",
     "string_too_short": "is empty",
     "greater_than_equal": "is below {ge}, the least that works",
+    "less_than": "must be below {lt}",
     "string_pattern_mismatch": "may hold letters, digits, '.', '_' and '-', and begins with a letter or digit",
 }
 
@@ -379,16 +469,16 @@ def _sentence(error: ErrorDetails) -> str:
         *parents, key = error["loc"]
         section = where.rpartition(".")[0]
         place = f" in {section}" if section else ""
-        return f"unknown key {str(key)!r}{place}{did_you_mean(str(key), _fields(parents))}"
+        return f"unknown key {_shown(key)}{place}{did_you_mean(str(key), _fields(parents))}"
     if kind == "missing":
         return f"the key {where!r} is missing"
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{where}: unknown {error['loc'][-1]} {given!r}{did_you_mean(str(given), known)}"
+        return f"{where}: unknown {error['loc'][-1]} {_shown(given)}{did_you_mean(str(given), known)}"
     if error["loc"][0] == "seeds":
-        return f"seeds: {given!r} is neither a count nor a list of whole numbers"
+        return f"seeds: {_shown(given)} is neither a count nor a list of whole numbers"
     problem = _PROBLEMS.get(kind, "is wrong: " + error["msg"])
-    return f"{where}: {given!r} {problem.format(**error.get('ctx', {}))}"
+    return f"{where}: {_shown(given)} {problem.format(**error.get('ctx', {}))}"
 
 
 def _fields(parents: list[int | str]) -> list[str]:

@@ -1,8 +1,10 @@
 """Input images and masks: read, checked and named by their pixels."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from search_spaces.errors import InputError
@@ -13,12 +15,12 @@ MOST_PIXELS = 64_000_000
 
 def read_image(path: Path, what: str) -> Image.Image:
     """An image as RGB, turned as its EXIF orientation says. Raises InputError; `what` names the key."""
-    return _read(path, what).convert("RGB")
+    return _read(path, what, "RGB")
 
 
 def read_mask(path: Path, what: str, size: tuple[int, int]) -> Image.Image:
     """A mask as 8-bit grey of `size` (width, height); white is redrawn. Raises InputError."""
-    mask = _read(path, what).convert("L")
+    mask = _read(path, what, "L")
     if mask.size != size:
         raise InputError(
             f"{what}: the mask {path} is {mask.width}×{mask.height} pixels, its image {size[0]}×{size[1]}; "
@@ -31,27 +33,44 @@ def read_mask(path: Path, what: str, size: tuple[int, int]) -> Image.Image:
     return mask
 
 
-def _read(path: Path, what: str) -> Image.Image:
+def _read(path: Path, what: str, mode: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise InputError(
-                    f"{what}: {path} has {image.width}×{image.height} pixels, more than the "
-                    f"{MOST_PIXELS:,} that an input may have; shrink it first"
-                )
+        # Pillow warns of large images, which are refused, and of lost transparency and EXIF, which is meant.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            _refuse_huge(image.size, path, what)
             image.load()
-            turned: Image.Image = ImageOps.exif_transpose(image)
-            return turned
+            return _converted(ImageOps.exif_transpose(image), mode)
     except FileNotFoundError:
         raise InputError(f"{what}: there is no file {path}") from None
     except IsADirectoryError:
         raise InputError(f"{what}: {path} is a folder, not an image") from None
     except UnidentifiedImageError:
         raise InputError(f"{what}: {path} is not an image that Pillow can read; use PNG or JPEG") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise InputError(f"{what}: {path} has too many pixels for an input; shrink it first") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{what}: {path} cannot be read ({error}); is it complete?") from None
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # on a broken file, Pillow's decoders raise anything
+        problem = getattr(error, "strerror", None) or error
+        raise InputError(f"{what}: {path} cannot be read ({problem}); is it complete?") from None
+
+
+def _refuse_huge(size: tuple[int, int], path: Path, what: str) -> None:
+    width, height = size
+    if width * height > MOST_PIXELS:
+        raise InputError(
+            f"{what}: {path} has {width}×{height} pixels, more than the {MOST_PIXELS:,} that an input "
+            "may have; shrink it first"
+        )
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """The image in an 8-bit mode. Raises ValueError for pixels whose white is not known."""
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits; save it with 8 bits a channel")
+    if image.mode.startswith("I;16"):  # Pillow would clip: all but the darkest 256 greys turn white
+        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    return image.convert(mode)
 
 
 def pixel_hash(image: Image.Image) -> str:

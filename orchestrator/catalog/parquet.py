@@ -65,7 +65,9 @@ class Tables:
 
     def pictures(self, image_ids: Set[str]) -> Iterator[tuple[str, bytes]]:
         """Those of some pictures that are there, each once, in one pass that holds few of them in memory."""
-        wanted = pc.field("image_id").isin(sorted(image_ids)) & (pc.field("status") == "ok")
+        wanted = pc.field("image_id").isin(pa.array(sorted(image_ids), pa.string())) & (
+            pc.field("status") == "ok"
+        )
         seen: set[str] = set()
         for batch in self._dataset("images").to_batches(
             columns=["image_id", "image"],
@@ -164,7 +166,7 @@ def _belongs_in_images(item: Done) -> bool:
     return item.picture is not None
 
 
-def past_trials(tables: Tables, study: str, objective: str, forget_lost: bool = False) -> list[PastTrial]:
+def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[PastTrial]:
     """The trials of a study as the trials table has them, by number, each with what became of its instances.
 
     `forget_lost` leaves lost instances out, so that they are tried again.
@@ -180,7 +182,7 @@ def past_trials(tables: Tables, study: str, objective: str, forget_lost: bool = 
         if row["state"] == "scored":
             value = values.get((row["scorer"], row["image_id"], row["text"]))
             if value is not None:
-                outcomes[row["instance"]] = Scored({objective: value})
+                outcomes[row["instance"]] = Scored({scorer_name(row["scorer"]): value})
         elif not (forget_lost and row["state"] == "lost"):
             outcomes.setdefault(row["instance"], Failed(row["state"], row["reason"]))
     return [
@@ -189,10 +191,17 @@ def past_trials(tables: Tables, study: str, objective: str, forget_lost: bool = 
     ]
 
 
+def scorer_name(scorer: str) -> str:
+    """The name in a scorer's id, which is what a study calls its objective."""
+    return scorer.partition("/")[0]
+
+
 def score_values(tables: Tables, scorers: set[str]) -> dict[tuple[str, str, str], float]:
     """Every value of some scorers by (scorer, image_id, text)."""
     rows = tables.read(
-        "scores", ["scorer", "image_id", "text", "value"], pc.field("scorer").isin(sorted(scorers))
+        "scores",
+        ["scorer", "image_id", "text", "value"],
+        pc.field("scorer").isin(pa.array(sorted(scorers), pa.string())),
     )
     return {(row["scorer"], row["image_id"], row["text"]): row["value"] for row in rows.to_pylist()}
 

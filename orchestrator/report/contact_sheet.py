@@ -42,7 +42,7 @@ WHITE, INK, FAINT, GREY, ACCENT = (
     (255, 255, 255),
     (25, 25, 25),
     (105, 105, 105),
-    (218, 218, 218),
+    (216, 218, 222),
     (214, 105, 0),
 )
 
@@ -225,9 +225,10 @@ def _cell(study: _Study, trial: TrialResult) -> Cell:
 
 
 def _tile(trial: TrialResult, instance: int) -> Tile:
+    if instance in trial.images:
+        return Tile(trial.images[instance])
     reason = trial.failures.get(instance)
-    words = "not run" if reason is None else f"failed: {value_text(reason, limit=100)}"
-    return Tile(trial.images.get(instance), words)
+    return Tile(None, "not run" if reason is None else f"failed: {value_text(reason, limit=100)}")
 
 
 def _score_text(study: _Study, trial: TrialResult) -> str:

@@ -63,10 +63,10 @@ def complete_scores(trial: TrialResult, instances: int) -> tuple[float, ...] | N
 
     A mean over the survivors would flatter settings that fail on the hard instances, so it has none.
     """
-    wanted = range(instances)
-    if not wanted or trial.failures or any(instance not in trial.scores for instance in wanted):
+    judged = trial.scores.keys() - trial.failures.keys()
+    if instances < 1 or not judged.issuperset(range(instances)):
         return None
-    return tuple(trial.scores[instance] for instance in wanted)
+    return tuple(trial.scores[instance] for instance in range(instances))
 
 
 def trial_estimate(trial: TrialResult, instances: int) -> Estimate | None:

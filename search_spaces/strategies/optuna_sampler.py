@@ -15,7 +15,7 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from search_spaces.domains import Choices, Domain, IntRange
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.requests import Failed, Outcome, Scored, Settings, Trial, Value
 from search_spaces.space import Judge, Space
 from search_spaces.strategies import Assignment, PastTrial, Report
@@ -24,6 +24,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REPEATS_BEFORE_CHANCE = 50
 """Asks in a row that gave nothing new before an untried cell is drawn at random instead."""
+
+CELLS_SEARCHED = 100_000
+"""Cells walked in search of an untried one: a few seconds, once, at the end of a search."""
 
 
 class OptunaSampler:
@@ -47,6 +50,8 @@ class OptunaSampler:
     ) -> None:
         self._space, self._judge, self._instances = space, judge, instances
         self._objective, self._budget = objective, trials
+        self._axes = {name: _Axis(domain) for name, domain in space.axes.items()}
+        self._distributions = {name: axis.distribution for name, axis in self._axes.items()}
         self._random = random.Random(seed + len(past))
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._queue: deque[Assignment] = deque()
@@ -54,14 +59,16 @@ class OptunaSampler:
         self._outcomes: dict[int, dict[int, Outcome]] = {}
         self._candidates: dict[str, int] = {}
         self._values: dict[int, float] = {}
+        self._shelved: set[int] = set()
+        self._exhausted = False
         self._next_number = max((trial.number for trial in past), default=-1) + 1
         for trial in past:
             self._replay(trial)
 
     def ask(self, free: int) -> Sequence[Assignment]:
         """Assignments of trials already begun first; new trials while the budget lasts."""
-        while len(self._queue) < free and len(self._candidates) < self._budget and self._begin():
-            pass
+        while len(self._queue) < free and len(self._candidates) < self._budget and not self._exhausted:
+            self._exhausted = not self._begin()
         return [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
 
     def report(self, reports: Sequence[Report]) -> Sequence[int]:
@@ -72,6 +79,8 @@ class OptunaSampler:
             outcomes[report.instance] = report.outcome
             if report.trial in self._open and self._decide(report.trial):
                 dropped.append(report.trial)
+        if self._space.continuous:  # the sampler may look elsewhere now
+            self._exhausted = False
         if dropped:
             self._queue = deque(a for a in self._queue if a.trial.number not in dropped)
         return dropped
@@ -79,8 +88,8 @@ class OptunaSampler:
     def _begin(self) -> bool:
         """Put one new trial's assignments on the queue; False where nothing untried is left."""
         for _ in range(REPEATS_BEFORE_CHANCE):
-            suggestion = self._study.ask(self._distributions())
-            settings = self._settings(suggestion.params)
+            suggestion = self._study.ask(self._distributions)
+            settings = {name: axis.value(suggestion.params[name]) for name, axis in self._axes.items()}
             if not self._answer_at_once(suggestion, settings):
                 self._deal(suggestion, settings)
                 return True
@@ -88,7 +97,7 @@ class OptunaSampler:
         if untried is None:
             return False
         self._study.enqueue_trial(self._params(untried))
-        self._deal(self._study.ask(self._distributions()), untried)
+        self._deal(self._study.ask(self._distributions), untried)
         return True
 
     def _answer_at_once(self, suggestion: optuna.Trial, settings: Settings) -> bool:
@@ -99,6 +108,10 @@ class OptunaSampler:
         number = self._candidates.get(self._judge.candidate(settings))
         if number is None:
             return False
+        if number in self._shelved:
+            self._shelved.remove(number)
+            self._take_up(suggestion, Trial(number, settings))
+            return True
         value = self._values.get(number)
         if value is None:
             self._study.tell(suggestion, state=TrialState.FAIL)
@@ -109,10 +122,17 @@ class OptunaSampler:
     def _deal(self, suggestion: optuna.Trial, settings: Settings) -> None:
         trial = Trial(self._next_number, settings)
         self._next_number += 1
-        self._open[trial.number] = suggestion
-        self._outcomes[trial.number] = {}
         self._candidates[self._judge.candidate(settings)] = trial.number
-        self._queue.extend(Assignment(trial, instance) for instance in range(self._instances))
+        self._outcomes[trial.number] = {}
+        self._take_up(suggestion, trial)
+
+    def _take_up(self, suggestion: optuna.Trial, trial: Trial) -> None:
+        """Tell a trial's value where its outcomes give one, else queue the instances that it lacks."""
+        self._open[trial.number] = suggestion
+        self._decide(trial.number)
+        if trial.number in self._open:
+            missing = (i for i in range(self._instances) if i not in self._outcomes[trial.number])
+            self._queue.extend(Assignment(trial, instance) for instance in missing)
 
     def _decide(self, number: int) -> bool:
         """Tell a trial's value once it has one; True where an infeasible instance ends it early."""
@@ -139,76 +159,85 @@ class OptunaSampler:
         self._study.tell(suggestion, state=TrialState.PRUNED)
 
     def _replay(self, past: PastTrial) -> None:
-        """Take up a trial of an earlier session: what it lacks is dealt, what it has is told."""
+        """Take up a trial of an earlier session; one that has left the space, only where a twin is suggested."""
         self._candidates[self._judge.candidate(past.settings)] = past.number
-        self._outcomes[past.number] = dict(past.outcomes)
+        self._outcomes[past.number] = {i: o for i, o in past.outcomes.items() if i < self._instances}
         try:
             self._study.enqueue_trial(self._params(past.settings))
-        except ValueError:  # a value that has left the space: nothing the sampler could learn from
+        except ValueError:
+            self._shelved.add(past.number)
             return
-        self._open[past.number] = self._study.ask(self._distributions())
-        if self._decide(past.number) or past.number not in self._open:
-            return
-        trial = Trial(past.number, past.settings)
-        missing = [i for i in range(self._instances) if i not in past.outcomes]
-        self._queue.extend(Assignment(trial, instance) for instance in missing)
+        self._take_up(self._study.ask(self._distributions), Trial(past.number, past.settings))
 
     def _untried(self) -> Settings | None:
-        """An untried cell that can run, from a random position of the lattice on; None if there is none."""
+        """An untried cell that can run, from a random position of the lattice on; None if none is found."""
         size = self._space.size
         if not size:
             return None
         start = self._random.randrange(size)
-        for offset in range(size):
+        for offset in range(min(size, CELLS_SEARCHED)):
             cell = self._space.cell((start + offset) % size)
             if self._judge.obstacle(cell) is None and self._judge.candidate(cell) not in self._candidates:
                 return cell
         return None
 
-    def _distributions(self) -> dict[str, BaseDistribution]:
-        return {name: _distribution(domain) for name, domain in self._space.axes.items()}
-
-    def _settings(self, params: Settings) -> dict[str, Value]:
-        axes = self._space.axes
-        return {name: _value(axes[name], params[name]) for name in axes}
-
     def _params(self, settings: Settings) -> dict[str, Value]:
         """A sampler's parameters for settings; ValueError where one is outside the space."""
-        if set(settings) != set(self._space.axes):
+        if set(settings) != set(self._axes):
             raise ValueError("other axes than the space's")
-        return {name: _param(domain, settings[name]) for name, domain in self._space.axes.items()}
+        return {name: axis.param(settings[name]) for name, axis in self._axes.items()}
 
 
-def _ladder(domain: Choices) -> list[Value]:
-    """A list as the sampler sees it: numbers ascending, whatever their order in the file."""
-    return sorted(domain.values, key=_number) if domain.ordered else list(domain.values)
+class _Axis:
+    """A domain as the sampler sees it: a position on a ladder of values, or a number of a range.
+
+    Numbers stand on the ladder in ascending order, whatever their order in the file.
+    """
+
+    distribution: BaseDistribution
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain, self._ladder = domain, list[Value]()
+        if isinstance(domain, IntRange):
+            last = domain.points()[-1]
+            self.distribution = IntDistribution(domain.low, last, log=domain.log, step=domain.step)
+        elif isinstance(domain, FloatRange) and domain.step is None:
+            self.distribution = FloatDistribution(domain.low, domain.high, log=domain.log)
+        elif isinstance(domain, Choices) and not domain.ordered:
+            self._ladder = list(domain.values)
+            self.distribution = CategoricalDistribution(range(len(self._ladder)))
+        else:
+            self._ladder = sorted(domain.points() or (), key=_number)
+            self.distribution = IntDistribution(0, len(self._ladder) - 1)
+        self._positions = {_typed(value): position for position, value in enumerate(self._ladder)}
+
+    def value(self, param: Value) -> Value:
+        """What a sampler's parameter stands for."""
+        if not self._ladder:
+            return param
+        assert isinstance(param, int)
+        return self._ladder[param]
+
+    def param(self, value: Value) -> Value:
+        """The sampler's parameter for a value. Raises ValueError where it is not in the domain."""
+        domain = self._domain
+        if self._ladder:
+            inside = _typed(value) in self._positions
+        elif isinstance(domain, IntRange):
+            inside = value in domain.points()
+        else:
+            assert isinstance(domain, FloatRange)
+            inside = isinstance(value, int | float) and domain.low <= value <= domain.high
+        if not inside:
+            raise ValueError(f"{value!r} is not in the domain")
+        return self._positions.get(_typed(value), value)
+
+
+def _typed(value: Value) -> tuple[bool, Value]:
+    """A key under which True is not 1, though Python says so, and 7 is 7.0."""
+    return isinstance(value, bool), value
 
 
 def _number(value: Value) -> float:
     assert isinstance(value, int | float)
-    return value
-
-
-def _distribution(domain: Domain) -> BaseDistribution:
-    if isinstance(domain, Choices):
-        if domain.ordered:
-            return IntDistribution(0, len(domain.values) - 1)
-        return CategoricalDistribution(range(len(domain.values)))
-    if isinstance(domain, IntRange):
-        return IntDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
-    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
-
-
-def _value(domain: Domain, param: Value) -> Value:
-    if isinstance(domain, Choices):
-        assert isinstance(param, int)
-        return _ladder(domain)[param]
-    return param
-
-
-def _param(domain: Domain, value: Value) -> Value:
-    if isinstance(domain, Choices):
-        return _ladder(domain).index(value)
-    if not domain.low <= _number(value) <= domain.high:
-        raise ValueError("outside the range")
     return value

@@ -13,7 +13,7 @@ class FakePipeline:
     """Gives back at most `batch` requests a call, in order; `fails` may refuse a request with a reason."""
 
     def __init__(
-        self, batch: int = 4, fails: Callable[[ImageRequest], Failed | None] = lambda request: None
+        self, batch: int = 4, fails: Callable[[ImageRequest], Failed | None] = lambda _: None
     ) -> None:
         self._queue: deque[ImageRequest] = deque()
         self._batch = batch

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.resources
-import importlib.util
 import inspect
 import json
 import os
@@ -37,11 +36,11 @@ _MAPPINGS: Mapping[Task, str] = {
 
 # Keywords of a pipeline's call that a study cannot sweep: the instance gives them, or they are not plain values.
 _NOT_SETTINGS = frozenset(
-    "self prompt image mask_image generator latents num_images_per_prompt output_type return_dict timesteps "
-    "sigmas masked_image_latents prompt_embeds negative_prompt_embeds pooled_prompt_embeds "
-    "negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds cross_attention_kwargs "
-    "joint_attention_kwargs attention_kwargs callback callback_steps callback_on_step_end "
-    "callback_on_step_end_tensor_inputs kwargs".split()
+    "self prompt image mask_image generator latents num_images_per_prompt "  # noqa: SIM905  # words read best
+    "output_type return_dict timesteps sigmas masked_image_latents prompt_embeds negative_prompt_embeds "
+    "pooled_prompt_embeds negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
+    "cross_attention_kwargs joint_attention_kwargs attention_kwargs callback callback_steps "
+    "callback_on_step_end callback_on_step_end_tensor_inputs kwargs".split()
 )
 
 _TAKES_DISTILLED = frozenset({"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"})
@@ -60,8 +59,8 @@ def locate(name: str, near: Path, key: str) -> tuple[str, str | None]:
     entry = REGISTRY.get(name)
     if entry is not None:
         return entry.location, None
-    folder = near / Path(name).expanduser()
-    if folder.is_dir():
+    folder = near / os.path.expanduser(name)  # noqa: PTH111  # leaves an unknown ~user as it is
+    if os.path.isdir(folder):  # noqa: PTH112  # False for a name that no file can have
         return str(folder.resolve()), None
     hub_id, _, revision = name.partition("@")
     if hub_id.count("/") == 1 and not name.startswith((".", "/", "~")) and all(hub_id.split("/")):
@@ -77,11 +76,11 @@ def local_folder(location: str) -> Path | None:
     if location.startswith("package:"):
         module, _, inside = location.removeprefix("package:").partition("/")
         return Path(str(importlib.resources.files(module))) / inside
-    return Path(location) if os.path.isabs(location) else None
+    return Path(location) if Path(location).is_absolute() else None
 
 
 def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = "model") -> ModelDescription:
-    """A model as plain data, from its configuration files and its pipeline's signature. No weights are read.
+    """A model as plain data, from its configuration files and its pipeline's signature. No weights are loaded.
 
     Without a `task`, it is the one that the model was made for. Raises InputError naming `key`.
     """
@@ -91,10 +90,14 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
     made_by = index.get("_class_name")
     task = task or _task_of(str(made_by))
     pipeline = _pipeline_class(str(made_by), task, key)
-    scheduler_library, scheduler = (*index.get("scheduler", ()), None, None)[:2]
-    if scheduler_library != "diffusers" or not scheduler:
+    scheduler_library, scheduler = (*(index.get("scheduler") or ()), None, None)[:2]
+    if scheduler_library != "diffusers" or not _is_scheduler(scheduler):
         raise InputError(f"{key}: {name} has no diffusers scheduler, and a study needs one")
-    unet, vae = files.json("unet/config.json"), files.json("vae/config.json")
+    unet, vae = (files.json(f"{part}/config.json") if part in index else {} for part in ("unet", "vae"))
+    if task != "inpainting" and _sees_a_mask(unet, vae):
+        raise InputError(
+            f"{key}: {name} cannot do the task {task}: its UNet needs a mask; it can do inpainting"
+        )
     entry = registered(name.partition("@")[0])
     keywords = _keywords(pipeline, vae, unet)
     return ModelDescription(
@@ -127,12 +130,11 @@ def describe_clip(name: str | None, model: str, near: Path) -> ScorerDescription
     files = _Files(location, asked, "clip_model", "config.json")
     if files.json("config.json").get("model_type") != "clip":
         raise InputError(f"clip_model: {name} is not a CLIP model")
-    return ScorerDescription(
-        name="clip_score", model=Path(name).name or name, location=location, revision=files.revision
-    )
+    short = Path(name.partition("@")[0] if asked else name).name or name
+    return ScorerDescription(name="clip_score", model=short, location=location, revision=files.revision)
 
 
-def load_pipeline(model: ModelDescription, device: str) -> Any:  # noqa: ANN401  # diffusers pipelines are untyped
+def load_pipeline(model: ModelDescription, device: str) -> Any:  # diffusers pipelines are untyped
     """The plain diffusers pipeline with the study's dtype, on `device`. Raises InputError where it cannot load."""
     import diffusers
     import torch
@@ -157,21 +159,27 @@ def load_pipeline(model: ModelDescription, device: str) -> Any:  # noqa: ANN401 
 
 
 def unet_calls(model: ModelDescription, settings: Mapping[str, Value]) -> int | None:
-    """UNet calls of one request, counted on the scheduler itself; None where the family's rule is not known.
+    """UNet calls of one request, counted on the scheduler itself.
 
-    Heun, KDPM2 and PNDM make more calls than steps.
+    None where the family's rule is not known, or where the scheduler does not take so many steps. Heun, KDPM2
+    and PNDM make more calls than steps.
     """
     steps, effective = settings.get("num_inference_steps"), effective_steps(settings, model)
     if not isinstance(steps, int) or effective is None:
         return None
+    if any(settings.get(name) is not None for name in ("denoising_start", "denoising_end")):
+        return None
     scheduler = str(settings["scheduler"])
-    timesteps, order = _timesteps(model.location, model.revision, scheduler, steps)
+    schedule = _timesteps(model.location, model.revision, scheduler, steps)
+    if schedule is None:
+        return None
+    timesteps, order = schedule
     return max(0, timesteps - (steps - effective) * order)
 
 
 @cache
-def _timesteps(location: str, revision: str, scheduler: str, steps: int) -> tuple[int, int]:
-    """(length of the schedule, UNet calls per step) for so many steps."""
+def _timesteps(location: str, revision: str, scheduler: str, steps: int) -> tuple[int, int] | None:
+    """(length of the schedule, UNet calls per step) for so many steps; None where there is no such schedule."""
     import diffusers
 
     folder = local_folder(location)
@@ -179,7 +187,10 @@ def _timesteps(location: str, revision: str, scheduler: str, steps: int) -> tupl
     scheduler_class = getattr(diffusers, scheduler)
     config = scheduler_class.load_config(str(folder or location), subfolder="scheduler", **source)
     made = scheduler_class.from_config(config)
-    made.set_timesteps(steps)
+    try:
+        made.set_timesteps(steps)
+    except ValueError:  # LCM takes no more steps than it was distilled from
+        return None
     return len(made.timesteps), made.order
 
 
@@ -198,8 +209,7 @@ class _Files:
             path = self._hub_file(first)
             if path is None:
                 raise InputError(f"{key}: {location} is not a model for this: it has no {first}")
-            # …/snapshots/COMMIT/FILE is the hub cache's documented layout.
-            self.revision = path.parts[path.parts.index("snapshots") + 1]
+            self.revision = path.parent.name  # …/snapshots/COMMIT/FILE is the hub cache's documented layout
 
     def json(self, name: str) -> dict[str, Any]:
         """A configuration file's content; empty where the model has no such file."""
@@ -283,6 +293,18 @@ def _pipeline_class(made_by: str, task: Task, key: str) -> type:
     return chosen
 
 
+def _is_scheduler(name: object) -> bool:
+    import diffusers
+
+    return isinstance(name, str) and hasattr(getattr(diffusers, name, None), "_get_compatibles")
+
+
+def _sees_a_mask(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> bool:
+    """Whether the UNet takes latents, masked latents and mask, as those trained for inpainting do."""
+    latent, channels = vae.get("latent_channels"), unet.get("in_channels")
+    return isinstance(latent, int) and channels == 2 * latent + 1
+
+
 def _has_class(mapping: Mapping[str, type], made_by: str) -> bool:
     from diffusers.pipelines import auto_pipeline
 
@@ -291,7 +313,7 @@ def _has_class(mapping: Mapping[str, type], made_by: str) -> bool:
 
 def _keywords(pipeline: type, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Value]:
     """Every setting the pipeline's call takes, with its default; the size is resolved from the model."""
-    parameters = inspect.signature(pipeline.__call__).parameters.values()  # type: ignore[operator]
+    parameters = inspect.signature(pipeline.__call__).parameters.values()
     keywords: dict[str, Value] = {}
     for parameter in parameters:
         default = None if parameter.default is inspect.Parameter.empty else parameter.default

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from search_spaces.models import ModelDescription
 from search_spaces.requests import Failed, ImageRequest
 from workers.pipelines import Generated, Inputs
 
-PER_ROW = ("negative_prompt",)
-"""Settings that may differ from image to image of one call; all others hold for the whole call."""
+PER_ROW = ("negative_prompt", "prompt_2", "negative_prompt_2")
+"""Texts that may differ from image to image of one call; all other settings hold for the whole call."""
 
 NOT_IN_A_BATCH = ("padding_mask_crop",)
 """Settings that diffusers takes for a single image only."""
@@ -25,8 +25,8 @@ def call_key(request: ImageRequest) -> str:
     """Equal for requests that one call can serve side by side."""
     shared = {name: value for name, value in request.settings.items() if name not in PER_ROW}
     alone = any(shared.get(name) is not None for name in NOT_IN_A_BATCH)
-    has_negative = request.settings.get("negative_prompt") is not None
-    return json.dumps([request.image_id if alone else "", has_negative, shared], sort_keys=True)
+    given = [name for name in PER_ROW if request.settings.get(name) is not None]
+    return json.dumps([request.image_id if alone else "", given, shared], sort_keys=True)
 
 
 class WholeCallPipeline:
@@ -35,21 +35,29 @@ class WholeCallPipeline:
     Each image has its own CPU generator, so that a seed means the same noise in any batch and on any device.
     """
 
-    def __init__(self, pipeline: Any, model: ModelDescription, inputs: Inputs, batch: int) -> None:  # noqa: ANN401
+    def __init__(self, pipeline: Any, model: ModelDescription, inputs: Inputs, batch: int) -> None:
         self._pipeline, self._model, self._inputs, self._batch = pipeline, model, inputs, batch
         self._schedulers = {model.scheduler: pipeline.scheduler}
         self._queue: list[ImageRequest] = []
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
         """One call's worth of pictures: the oldest request and those held that can share its call."""
-        self._queue = [r for r in (*self._queue, *new) if r.image_id not in cancelled]
-        if not self._queue:
+        held = [r for r in (*self._queue, *new) if r.image_id not in cancelled]
+        if not held:
+            self._queue = []
             return []
-        key = call_key(self._queue[0])
-        group = [request for request in self._queue if call_key(request) == key][: self._batch]
-        taken = {id(request) for request in group}
-        self._queue = [request for request in self._queue if id(request) not in taken]
+        key = self._key(held[0])
+        group: list[ImageRequest] = []
+        self._queue = []
+        for request in held:
+            fits = len(group) < self._batch and self._key(request) == key
+            (group if fits else self._queue).append(request)
         return self._generate(group)
+
+    def _key(self, request: ImageRequest) -> tuple[str, tuple[int, int] | None]:
+        """What a call's requests share; a call resizes all its input images to one size, the first one's."""
+        image = self._inputs.get(request.image) if request.image is not None else None
+        return call_key(request), image.size if image else None
 
     def _generate(self, group: Sequence[ImageRequest]) -> list[Generated]:
         """One call for the group; if it fails, each request alone, so that only the guilty one is lost."""
@@ -58,29 +66,31 @@ class WholeCallPipeline:
             with counted_calls(getattr(self._pipeline, "unet", None)) as calls:
                 pictures = self._call(group)
         except torch.OutOfMemoryError as error:
-            reason = f"out of memory: {_first_line(error)}"
-            if len(group) == 1:
-                return [Generated(group[0], Failed("lost", reason), time.perf_counter() - begun, None)]
-            torch.cuda.empty_cache()
-            half = len(group) // 2
-            return self._generate(group[:half]) + self._generate(group[half:])
+            failed, part = Failed("lost", f"out of memory: {_first_line(error)}"), (len(group) + 1) // 2
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
-            if len(group) == 1:
-                failed = Failed("lost", f"{type(error).__name__}: {_first_line(error)}")
-                return [Generated(group[0], failed, time.perf_counter() - begun, None)]
-            return [made for request in group for made in self._generate([request])]
-        seconds = (time.perf_counter() - begun) / len(group)
-        return [
-            Generated(request, picture, seconds, calls())
-            for request, picture in zip(group, pictures, strict=True)
-        ]
+            # With a ValueError a pipeline or scheduler refuses the settings themselves.
+            kind: Literal["infeasible", "lost"] = "infeasible" if type(error) is ValueError else "lost"
+            failed, part = Failed(kind, f"{type(error).__name__}: {_first_line(error)}"), 1
+        else:
+            seconds = (time.perf_counter() - begun) / len(group)
+            return [
+                Generated(request, picture, seconds, calls())
+                for request, picture in zip(group, pictures, strict=True)
+            ]
+        # Not within `except`, where the exception would keep the failed call's tensors alive.
+        if len(group) == 1:
+            return [Generated(group[0], failed, time.perf_counter() - begun, None)]
+        torch.cuda.empty_cache()
+        parts = [group[first : first + part] for first in range(0, len(group), part)]
+        return [made for each in parts for made in self._generate(each)]
 
     def _call(self, group: Sequence[ImageRequest]) -> list[Image.Image | Failed]:
         settings = dict(group[0].settings)
         self._pipeline.scheduler = self._scheduler(str(settings.pop("scheduler")))
         arguments: dict[str, object] = {**settings, "prompt": [request.prompt for request in group]}
-        if settings.get("negative_prompt") is not None:
-            arguments["negative_prompt"] = [request.settings["negative_prompt"] for request in group]
+        for name in PER_ROW:
+            if settings.get(name) is not None:
+                arguments[name] = [request.settings[name] for request in group]
         if group[0].image is not None:
             arguments["image"] = self._rows([request.image for request in group])
         if group[0].mask is not None:
@@ -96,7 +106,7 @@ class WholeCallPipeline:
         images = [self._inputs[name] for name in hashes if name is not None]
         return images[0] if len(images) == 1 else images
 
-    def _scheduler(self, name: str) -> Any:  # noqa: ANN401
+    def _scheduler(self, name: str) -> Any:
         """The scheduler of that class with the model's own configuration, made once."""
         if name not in self._schedulers:
             import diffusers

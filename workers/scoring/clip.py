@@ -25,7 +25,8 @@ class ClipScorer:
         self._model = (
             CLIPModel.from_pretrained(folder, revision=revision, dtype=torch.float32).to(device).eval()
         )
-        processor = CLIPProcessor.from_pretrained(folder, revision=revision)
+        # Pillow prepares the pictures, so that a machine with torchvision judges as one without.
+        processor = CLIPProcessor.from_pretrained(folder, revision=revision, backend="pil")
         self._tokenizer, self._image_processor = processor.tokenizer, processor.image_processor
         self._window = self._model.config.text_config.max_position_embeddings
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()

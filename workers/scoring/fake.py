@@ -14,6 +14,6 @@ class BrightnessScorer:
             raise ValueError(f"{len(images)} images and {len(texts)} texts must be of one length")
         return [float(ImageStat.Stat(image.convert("L")).mean[0]) for image in images]
 
-    def notes(self, texts: Sequence[str]) -> Sequence[str]:
+    def notes(self, texts: Sequence[str]) -> Sequence[str]:  # noqa: ARG002  # the seam's keyword
         """Nothing to know."""
         return []

@@ -114,6 +114,7 @@ class TestCompleteTrials:
 
     def test_a_failed_instance_leaves_no_mean(self) -> None:
         assert trial_estimate(TrialResult(0, {}, {0: 4.0, 1: 5.0}, {2: "black"}, {}), 3) is None
+        assert trial_estimate(TrialResult(0, {}, {0: 4.0, 1: 5.0}, {1: "black"}, {}), 2) is None
 
     def test_no_instances_leave_no_mean(self) -> None:
         assert trial_estimate(TrialResult(0, {}, {}, {}, {}), 0) is None
@@ -300,6 +301,14 @@ class TestAxes:
         results = study(trials, {"b": [1, 2], "a": [1, 2]})
         assert axis_effect(results, "b").spread == 0
         assert axes_by_effect(results) == ("a", "b")
+
+    def test_a_trial_that_has_no_like_does_not_dilute_an_effect(self) -> None:
+        trials = [
+            trial(0, [0.0], {"a": 1, "b": 1}),
+            trial(1, [10.0], {"a": 2, "b": 1}),
+            trial(2, [7.0], {"a": 2, "b": 2}),
+        ]
+        assert axis_effect(study(trials, {"a": [1, 2], "b": [1, 2]}), "a").effects == {1: -5.0, 2: 5.0}
 
     def test_incomplete_trials_do_not_count(self) -> None:
         trials = [trial(0, [1.0, 1.0], {"a": 1}), trial(1, [90.0], {"a": 2}), trial(2, [2.0, 2.0], {"a": 3})]

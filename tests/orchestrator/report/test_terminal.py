@@ -35,7 +35,10 @@ def flowing(results: Results) -> str:
     return " ".join(printed(results).split())
 
 
-AXES = {"guidance_scale": [1.0, 5.0, 7.5], "negative_prompt": ["", None, "cartoon"]}
+AXES: dict[str, Sequence[object]] = {
+    "guidance_scale": [1.0, 5.0, 7.5],
+    "negative_prompt": ["", None, "cartoon"],
+}
 THREE = study(
     [
         ({"guidance_scale": 5.0, "negative_prompt": "cartoon"}, [50.0, 54.0]),
@@ -66,7 +69,7 @@ class TestTable:
 
     def test_many_settings_share_a_column(self) -> None:
         axes = {f"a_rather_long_setting_{n}": [1, 2] for n in range(8)}
-        results = study([({name: 1 for name in axes}, [1.0, 2.0])], axes, 2)
+        results = study([(dict.fromkeys(axes, 1), [1.0, 2.0])], axes, 2)
         lines = printed(results).splitlines()
         assert all(len(line) <= 80 for line in lines)
         text = flowing(results)
@@ -76,7 +79,7 @@ class TestTable:
     def test_a_long_name_of_one_word_does_not_squeeze_the_others(self) -> None:
         names = ["EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler"]
         axes = {**AXES, STEPS: [3], "strength": [0.5], "scheduler": names}
-        rest = {"guidance_scale": 5.0, "negative_prompt": "cartoon", STEPS: 3, "strength": 0.5}
+        rest: Settings = {"guidance_scale": 5.0, "negative_prompt": "cartoon", STEPS: 3, "strength": 0.5}
         text = printed(study([({**rest, "scheduler": name}, [1.0, 2.0]) for name in names], axes, 2))
         assert all(name in text for name in names)
 

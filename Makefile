@@ -1,0 +1,29 @@
+# Set-up and the main jobs. PYTHON may name any Python from 3.11 on.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed  ## run the main study on the bundled model and say where the results are
+	$(BIN)/latentsweep run studies/cat-to-dragon.yaml
+
+test: .venv/installed-dev  ## all tests: no network, no GPU
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev  ## formatter, linter, type checker, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:  ## remove the environment; results under runs/ stay
+	rm -rf .venv

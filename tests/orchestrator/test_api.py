@@ -1,0 +1,299 @@
+"""The whole road on the bundled model: real Ray, real diffusion, real CLIP, real Parquet, real Comet SDK."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator import api, wiring
+from orchestrator.catalog.parquet import Tables
+from orchestrator.ray_pool import RayPool
+from search_spaces.errors import InputError
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+STUDY = """
+study: dragon
+model: toyworld
+inputs:
+  - {image: cat.png, mask: cat-mask.png, prompt: a green dragon, score_text: a realistic green dragon}
+seeds: 2
+space:
+  num_inference_steps: [2, 4]
+  guidance_scale: [0.5, 1, 5]
+  strength: [0.3, 1.0]
+  negative_prompt: ["", cartoon]
+"""
+# 24 cells: at 2 steps strength 0.3 leaves none (6 cells); of the other 18, guidance ≤ 1 has one candidate per
+# (steps, strength) in place of four: 3 × (1 + 2) = 9 candidates.
+CANDIDATES, INSTANCES = 9, 2
+
+
+def study_file(folder: Path, text: str = STUDY) -> Path:
+    for name in ("cat.png", "cat-mask.png"):
+        shutil.copy(STUDIES / name, folder / name)
+    path = folder / "dragon.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Path, str, api.RunResult]:
+    """A study run to its end: (study file, root, result)."""
+    folder = tmp_path_factory.mktemp("finished")
+    path, root = study_file(folder), str(folder / "runs")
+    return path, root, api.run(path, root)
+
+
+Finished = tuple[Path, str, api.RunResult]
+
+
+def test_it_ends_with_every_candidate_judged_on_every_instance(finished: Finished) -> None:
+    _, root, result = finished
+    assert result.exit_code == 0
+    assert result.progress.generated == CANDIDATES * INSTANCES
+    frame = api.frame("dragon", root).to_pandas()
+    assert Counter(frame["trial"]) == Counter(dict.fromkeys(range(CANDIDATES), INSTANCES))
+    assert frame["value"].notna().all()
+    assert frame["image_id"].is_unique
+
+
+def test_the_rows_say_what_was_done(finished: Finished) -> None:
+    _, root, _ = finished
+    for row in api.frame("dragon", root).to_pylist():
+        assert row["status"] == "ok"
+        assert row["prompt"] == "a green dragon"
+        assert row["scheduler"] == "DDIMScheduler"
+        expected = 4 if row["num_inference_steps"] == 4 else 2
+        assert row["unet_calls"] == row["effective_steps"] == (expected if row["strength"] == 1 else 1)
+        picture = Image.open(io.BytesIO(row["image"]["bytes"]))
+        assert picture.size == (row["width"], row["height"]) == (64, 64)
+        assert json.loads(picture.text["latentsweep"])["image_id"] == row["image_id"]  # type: ignore[attr-defined]
+        assert f"Seed: {row['seed']}" in picture.text["parameters"]  # type: ignore[attr-defined]
+
+
+def test_the_scores_are_those_of_the_stored_pictures(finished: Finished) -> None:
+    from workers.scoring.clip import ClipScorer
+
+    _, root, _ = finished
+    rows = api.frame("dragon", root).to_pylist()
+    scorer = ClipScorer(Path(wiring.__file__).parents[1] / "workers/toyworld/model/clip")
+    pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    again = scorer.score(pictures, ["a realistic green dragon"] * len(rows))
+    assert again == pytest.approx([row["value"] for row in rows], abs=0.01)
+
+
+def test_it_finds_that_guidance_and_strength_make_the_dragon(finished: Finished) -> None:
+    best = max(finished[2].results.trials, key=lambda trial: sum(trial.scores.values()))
+    assert (best.settings["guidance_scale"], best.settings["strength"]) == (5, 1)
+
+
+def test_the_same_file_again_generates_nothing_and_starts_nothing(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, root, first = finished
+    monkeypatch.setattr(RayPool, "_start", lambda _: pytest.fail("an actor was started without need"))
+    again = api.run(path, root)
+    assert (again.progress.generated, again.progress.images) == (0, CANDIDATES * INSTANCES)
+    assert again.results.trials == first.results.trials
+
+
+def test_the_report_needs_the_catalog_alone(finished: Finished, tmp_path: Path) -> None:
+    _, root, result = finished
+    shutil.copytree(Path(root) / "catalog", tmp_path / "catalog")
+    alone = api.results("dragon", str(tmp_path))
+    assert alone.trials == result.results.trials
+    assert alone.objective == result.results.objective
+    assert {name: set(values) for name, values in alone.axes.items()} == {
+        "num_inference_steps": {2, 4},
+        "guidance_scale": {0.5, 5},
+        "strength": {0.3, 1},
+        "negative_prompt": {"", "cartoon"},
+    }
+    assert api.write_contact_sheet(alone, str(tmp_path))
+
+
+def test_an_unknown_study_is_a_sentence(finished: Finished, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no study 'dragom'.*did you mean 'dragon'"):
+        api.results("dragom", finished[1])
+    with pytest.raises(InputError, match="it holds no study yet"):
+        api.results("dragon", str(tmp_path))
+
+
+def test_the_contact_sheet_is_drawn_and_its_axes_can_be_chosen(finished: Finished) -> None:
+    _, root, result = finished
+    assert result.contact_sheet is not None
+    with Image.open(result.contact_sheet) as sheet:
+        assert min(sheet.size) > 128
+    chosen = api.write_contact_sheet(result.results, root, x="strength", y="negative_prompt")
+    assert chosen == result.contact_sheet
+    with pytest.raises(InputError, match="did you mean 'strength'"):
+        api.write_contact_sheet(result.results, root, x="strenght")
+
+
+def test_the_comet_archive_holds_every_picture_with_its_facts(finished: Finished) -> None:
+    _, root, result = finished
+    (archive,) = (result.folder / "comet").glob("*.zip")
+    assert str(archive.absolute()) in " ".join(result.messages)
+    rows = {row["image_id"]: row for row in api.frame("dragon", root).to_pylist()}
+    with zipfile.ZipFile(archive) as opened:
+        lines = [json.loads(line) for line in opened.read("messages.json").splitlines()]
+        uploads = [line["payload"] for line in lines if line["type"] == "file_upload"]
+        images = [upload for upload in uploads if upload["upload_type"] == "visualization"]
+        assert len(images) == len(rows)
+        for image in images:
+            facts = image["metadata"]
+            row = rows[facts["image_id"]]
+            assert opened.read(image["file_path"]) == row["image"]["bytes"]
+            for name in ("prompt", "negative_prompt", "seed", "guidance_scale", "strength", "trial"):
+                assert facts[name] == row[name]
+            assert facts["clip_score"] == pytest.approx(row["value"])
+    metrics = [line["payload"]["metric"]["metricName"] for line in lines if line["type"] == "metric_msg"]
+    assert Counter(metrics) == {"clip_score": CANDIDATES, "best_clip_score": CANDIDATES}
+    assert any(upload["upload_type"] == "asset" for upload in uploads)
+
+
+def test_the_plan_counts_what_the_run_did(finished: Finished, tmp_path: Path) -> None:
+    path, root, result = finished
+    before, after = api.plan(path, str(tmp_path)), api.plan(path, root)
+    assert (before.cells, before.trials, before.images) == (24, CANDIDATES, CANDIDATES * INSTANCES)
+    assert (before.to_generate, after.to_generate) == (CANDIDATES * INSTANCES, 0)
+    assert before.unet_calls == result.progress.unet_calls
+    assert (before.seconds, after.seconds) == (None, 0 if after.seconds is not None else None)
+    assert sum(before.inert.values()) == 9
+    assert sum(before.infeasible.values()) == 6
+    assert not any(tmp_path.iterdir()), "planning writes nothing"
+
+
+def test_more_seeds_and_values_continue_a_study_with_its_numbers_kept(
+    finished: Finished, tmp_path: Path, local_ray: None
+) -> None:
+    _, root, result = finished
+    shutil.copytree(root, tmp_path / "runs")
+    wider = study_file(
+        tmp_path, STUDY.replace("seeds: 2", "seeds: 3").replace("[0.5, 1, 5]", "[0.5, 1, 3, 5]")
+    )
+    again = api.run(wider, str(tmp_path / "runs"))
+    assert again.progress.generated == CANDIDATES * 1 + 6 * 3
+    old = {trial.number: trial.settings for trial in result.results.trials}
+    new = {trial.number: trial.settings for trial in again.results.trials}
+    assert len(new) == 15
+    assert old.items() <= new.items()
+
+
+def test_another_study_under_the_same_name_is_refused_and_the_difference_named(finished: Finished) -> None:
+    path, root, _ = finished
+    other = path.with_name("other.yaml")
+    other.write_text(STUDY.replace("a green dragon,", "a red dragon,"), encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"belongs to another study of this name; inputs: was .*give this one"
+    ):
+        api.run(other, root)
+
+
+def test_tpe_runs_and_pictures_of_other_studies_are_reused(
+    finished: Finished, tmp_path: Path, local_ray: None
+) -> None:
+    _, root, _ = finished
+    shutil.copytree(root, tmp_path / "runs")
+    text = (
+        STUDY.replace("study: dragon", "study: adaptive")
+        + "search: {strategy: tpe, trials: 5}\ncomet: {mode: off}\n"
+    )
+    result = api.run(study_file(tmp_path, text), str(tmp_path / "runs"))
+    assert result.exit_code == 0
+    assert len(result.results.trials) == 5
+    assert (result.progress.generated, result.progress.reused) == (0, 10)
+    assert not (result.folder / "comet").exists()
+
+
+def start(path: Path, root: Path, *options: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, as a user starts it."""
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(path), "--root", str(root), *options]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_images(root: Path, process: subprocess.Popen[str]) -> None:
+    """Until the catalog holds something."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if Tables(root).read("trials", ["trial"]).num_rows:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no image came: {process.communicate(timeout=10)[0]}")
+
+
+LONG = STUDY.replace("seeds: 2", "seeds: 6").replace("[2, 4]", "[30, 40]") + "comet: {mode: off}\n"
+LONG_IMAGES = 2 * 2 * 3 * 6
+
+
+def test_ctrl_c_keeps_what_was_made_and_sigkill_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    path, root = study_file(tmp_path, LONG), tmp_path / "runs"
+
+    process = start(path, root)
+    wait_for_images(root, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "the same command goes on where it was" in output
+    kept = api.frame("dragon", str(root))
+    assert 0 < kept.num_rows < LONG_IMAGES
+    generated = int(re.findall(r"(\d+) generated", output)[0])
+    assert generated == kept.num_rows
+
+    process = start(path, root)
+    deadline = time.monotonic() + 120
+    while api.frame("dragon", str(root)).num_rows == kept.num_rows and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    acknowledged = set(api.frame("dragon", str(root))["image_id"].to_pylist())
+    assert len(acknowledged) > kept.num_rows
+
+    process = start(path, root, "--quiet")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    frame = api.frame("dragon", str(root)).to_pandas()
+    assert len(frame) == LONG_IMAGES
+    assert not frame.duplicated(["trial", "instance"]).any()
+    assert acknowledged <= set(frame["image_id"])
+    assert frame["image"].notna().all()
+    numbers = frame.groupby("trial")[["guidance_scale", "strength", "num_inference_steps"]].nunique()
+    assert (numbers == 1).all().all()
+
+
+def test_a_second_run_of_a_live_study_is_refused_with_its_owner(finished: Finished) -> None:
+    from orchestrator.study_folder import StudyFolder
+
+    path, root, _ = finished
+    script = (
+        "import sys, time; from orchestrator.study_folder import StudyFolder\n"
+        "with StudyFolder(sys.argv[1], 'dragon').locked(): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"is being run by process {owner.pid}"):
+            api.run(path, root)
+        owner.kill()
+    with StudyFolder(root, "dragon").locked():
+        pass  # a dead owner's lock is free

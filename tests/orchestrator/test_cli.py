@@ -1,0 +1,250 @@
+"""The command: bad input is one sentence and exit code 2 before any model is loaded."""
+
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from orchestrator import cli, wiring
+from orchestrator.ray_pool import RayPool
+from tests.orchestrator.test_api import STUDIES, STUDY, study_file
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A good study file, in a place where no model may be loaded and no Ray started."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(wiring, "build_worker", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(RayPool, "_dispatch", lambda _: pytest.fail("Ray was started"))
+    return study_file(tmp_path)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command that must fail with exit code 2 says: one line, no traceback."""
+    code = cli.main(arguments)
+    out, err = capsys.readouterr()
+    assert code == 2, (out, err)
+    assert err.startswith("latentsweep: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in out + err
+    return err
+
+
+EDITS = {
+    "an unknown key": ("seeds:", "sedes:", ["unknown key 'sedes'", "did you mean 'seeds'"]),
+    "an unknown setting": (
+        "guidance_scale:",
+        "guidence_scale:",
+        ["'guidence_scale'", "did you mean 'guidance_scale'"],
+    ),
+    "a setting of other pipelines": (
+        "strength:",
+        "true_cfg_scale:",
+        ["StableDiffusionInpaintPipeline takes no setting"],
+    ),
+    "a wrong type": ("[2, 4]", "[2, four]", ["num_inference_steps", "'four' is not a whole number"]),
+    "strength above 1": ("[0.3, 1.0]", "[0.3, 1.1]", ["strength", "1.1 is above 1"]),
+    "strength below 0": ("[0.3, 1.0]", "[-0.1, 1.0]", ["strength", "-0.1 is below 0"]),
+    "steps below 1": ("[2, 4]", "[0, 4]", ["num_inference_steps", "0 is below 1"]),
+    "NaN": ("[0.5, 1, 5]", "[0.5, .nan]", ["guidance_scale", "not a finite number"]),
+    "no effective step anywhere": (
+        "[0.3, 1.0]",
+        "[0.1, 0.2]",
+        ["no cell of the space can run", "no effective step"],
+    ),
+    "an empty list": ("[0.3, 1.0]", "[]", ["strength", "the list is empty"]),
+    "duplicate values": ("[0.5, 1, 5]", "[1, 5, 5.0]", ["guidance_scale", "5.0 is listed twice"]),
+    "an unknown model": (
+        "model: toyworld",
+        "model: toyword",
+        ["unknown model 'toyword'", "did you mean 'toyworld'"],
+    ),
+    "a hub model that is not there": (
+        "model: toyworld",
+        "model: nobody/nothing",
+        ["unknown model 'nobody/nothing'", "the hub cannot be reached"],
+    ),
+    "a folder that is no model": ("model: toyworld", "model: .", ["is not a model", "model_index.json"]),
+    "an unknown strategy": (
+        "seeds: 2",
+        "search: {strategy: gird}",
+        ["unknown strategy 'gird'", "did you mean 'grid'"],
+    ),
+    "an unknown scheduler": (
+        "seeds: 2",
+        "settings: {scheduler: DDIMSchedular}",
+        ["'DDIMSchedular'", "did you mean 'DDIMScheduler'"],
+    ),
+    "an unknown objective": ("seeds: 2", "objective: clip", ["unknown objective 'clip'", "clip_score"]),
+    "a missing image": ("cat.png", "dog.png", ["inputs[0].image", "there is no file", "dog.png"]),
+    "a missing mask": ("cat-mask.png", "mask.png", ["inputs[0].mask", "there is no file", "mask.png"]),
+    "no mask for inpainting": (
+        ", mask: cat-mask.png",
+        "",
+        ["inputs[0].mask is missing", "inpainting needs one"],
+    ),
+    "a mask without image": ("image: cat.png, ", "", ["inputs[0].mask", "needs an image"]),
+    "a task the model cannot do": ("seeds: 2", "task: image-to-image", ["cannot do the task image-to-image"]),
+    "an unreadable image": ("image: cat.png", "image: dragon.yaml", ["inputs[0].image", "not an image"]),
+    "a study name that is a path": ("study: dragon", "study: ../dragon", ["study", "letters, digits"]),
+    "a bad size": ("seeds: 2", "settings: {width: 60}", ["width", "60 is not a multiple of 8"]),
+    "a fixed and swept setting": (
+        "seeds: 2",
+        "settings: {strength: 1.0}",
+        ["strength", "both 'settings' and 'space'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("case", EDITS)
+def test_a_bad_study_file(case: str, command: str, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new, words = EDITS[case]
+    assert old in STUDY
+    path.write_text(STUDY.replace(old, new), encoding="utf-8")
+    said = complaint(capsys, command, str(path))
+    assert "dragon.yaml" in said
+    for word in words:
+        assert word in said
+    assert not (path.parent / "runs").exists(), "nothing is written for a study that cannot run"
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A tiny PNG that says it is huge."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_bad_images(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, mask = path.with_name("cat.png"), path.with_name("cat-mask.png")
+    good = image.read_bytes()
+    image.write_bytes(good[: len(good) // 2])
+    assert "is it complete" in complaint(capsys, "run", str(path))
+    for side in (9_000, 60_000):
+        image.write_bytes(bomb(side, side))
+        assert "pixels" in complaint(capsys, "run", str(path))
+    image.write_bytes(b"")
+    assert "not an image" in complaint(capsys, "run", str(path))
+    image.unlink()
+    image.mkdir()
+    assert "is a folder" in complaint(capsys, "run", str(path))
+    image.rmdir()
+    image.write_bytes(good)
+    Image.new("L", (64, 64), 0).save(mask)
+    assert "all black" in complaint(capsys, "run", str(path))
+    Image.new("L", (64, 32), 255).save(mask)
+    assert "64×32 pixels, its image 64×64" in complaint(capsys, "run", str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "must be a mapping"),
+        ("- a list", "must be a mapping"),
+        ("just words", "must be a mapping"),
+        ("study: [unclosed", "is not valid YAML at line 1"),
+        ("study: a\nstudy: b", "given twice"),
+        ("space: {}", "missing"),
+        (yaml.safe_dump({**yaml.safe_load(STUDY), "space": {}}), "space is empty"),
+    ],
+)
+def test_what_is_no_study_file(path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text(text, encoding="utf-8")
+    assert words in complaint(capsys, "run", str(path))
+
+
+def test_a_missing_study_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no study file nothing.yaml" in complaint(capsys, "run", "nothing.yaml")
+
+
+def test_a_folder_that_belongs_to_another_study(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = wiring.resolve(path, "runs", lambda: 0)
+    wiring.StudyFolder("runs", "dragon").pin(study.study, study.text, study.images)
+    path.write_text(STUDY.replace("seeds: 2", "settings: {eta: 0.5}"), encoding="utf-8")
+    said = complaint(capsys, "run", str(path))
+    assert "belongs to another study" in said
+    assert "settings.eta: was 0.0, is 0.5" in said
+
+
+def test_a_damaged_pinned_study_is_a_sentence(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = path.parent / "runs" / "studies" / "dragon"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text("{ half", encoding="utf-8")
+    assert "cannot be read as a pinned study" in complaint(capsys, "run", str(path))
+
+
+def test_a_broken_api_key_is_said_in_a_line_and_is_not_shown(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMET_API_KEY", "not a key!")
+    path.write_text(STUDY.replace("cat.png", "dog.png"), encoding="utf-8")
+    cli.main(["run", str(path)])
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if "COMET_API_KEY" in line]
+    assert len(lines) == 1
+    assert "goes on offline" in lines[0]
+    assert "not a key!" not in out + err
+
+
+def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "9 trials × 2 instances = 18",
+        "unknown before the first run",
+        "switches guidance off",
+        "leaves no effective step (6 cells)",
+        "UNet calls: 42",
+    ):
+        assert words in out
+    assert not (path.parent / "runs").exists()
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["schema"]) == 0
+    assert "guidance_scale" in json.loads(capsys.readouterr().out)["properties"]["space"]["properties"]
+
+
+def test_report_of_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no study 'dragon' under runs" in complaint(capsys, "report", "dragon")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["run"], ["run", "x.yaml", "--workers", "0"], ["run", "--batch", "x"]]
+)
+def test_bad_arguments_exit_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_an_internal_error_is_a_sentence_and_exit_code_1(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(wiring, "resolve", fail)
+    assert cli.main(["plan", str(path)]) == 1
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_the_example_studies_are_good(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for example in sorted(STUDIES.glob("*.yaml")):
+        assert cli.main(["plan", str(example), "--root", str(tmp_path)]) == 0, capsys.readouterr().err
+    assert shutil.which("latentsweep")

@@ -1,0 +1,111 @@
+"""One contract that every pool keeps."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import ClassVar
+
+import pytest
+
+from orchestrator.pool import Done, InProcessPool, PngPicture, Pool
+from orchestrator.ray_pool import RayPool
+from search_spaces.requests import Failed, Scored
+from tests.orchestrator.studies import fake_worker, requests_of, small_study
+from workers.png import decode_png
+
+STUDY = small_study(seeds=8)
+REQUESTS = requests_of(STUDY)
+
+
+def drain(pool: Pool, seconds: float = 60.0) -> list[Done]:
+    """Everything that comes back until nothing is outstanding."""
+    deadline = time.monotonic() + seconds
+    found: list[Done] = []
+    while pool.outstanding and time.monotonic() < deadline:
+        found += pool.next_done(0.5)
+    assert not pool.outstanding, "the pool did not finish"
+    return found
+
+
+class PoolContract:
+    failures: ClassVar[dict[str, Failed]] = {
+        REQUESTS[3].image_id: Failed("infeasible", "the picture is all black")
+    }
+
+    def make(self) -> Pool:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def pool(self) -> Iterator[Pool]:
+        pool = self.make()
+        yield pool
+        pool.close()
+
+    def test_everything_comes_back_exactly_once(self, pool: Pool) -> None:
+        assert pool.free > 0
+        pool.submit(REQUESTS)
+        assert pool.outstanding == len(REQUESTS)
+        found = drain(pool)
+        assert Counter(d.request.image_id for d in found) == Counter(r.image_id for r in REQUESTS)
+
+    def test_pictures_belong_to_their_requests_and_failures_are_values(self, pool: Pool) -> None:
+        pool.submit(REQUESTS)
+        for done in drain(pool):
+            if done.request.image_id in self.failures:
+                assert done.outcome == self.failures[done.request.image_id]
+                assert done.picture is None
+                continue
+            assert done.picture is not None
+            picture = decode_png(done.picture.png())
+            assert picture.getpixel((0, 0)) == tuple(bytes.fromhex(done.request.image_id[:6]))
+            assert picture.text["latentsweep"]  # type: ignore[attr-defined]
+            assert isinstance(done.outcome, Scored)
+
+    def test_work_fills_the_room_and_gives_it_back(self, pool: Pool) -> None:
+        room = pool.free
+        pool.submit(REQUESTS[:room])
+        assert pool.free == 0
+        drain(pool)
+        assert pool.free == room
+
+    def test_stored_pictures_are_scored_and_not_made_again(self, pool: Pool) -> None:
+        pool.submit(REQUESTS[:3])
+        made = drain(pool)
+        pool.score([(d.request, PngPicture(d.picture.png())) for d in made if d.picture])
+        scored = drain(pool)
+        assert {d.request.image_id: d.outcome for d in scored} == {
+            d.request.image_id: d.outcome for d in made
+        }
+        assert all(d.picture is None for d in scored)
+
+    def test_cancelled_requests_leave_and_the_others_stay(self, pool: Pool) -> None:
+        pool.submit(REQUESTS)
+        cancelled = {request.image_id for request in REQUESTS[::2]}
+        pool.cancel(cancelled)
+        counts = Counter(done.request.image_id for done in drain(pool))
+        assert set(counts) >= {request.image_id for request in REQUESTS[1::2]}
+        assert max(counts.values()) == 1
+        assert len(set(counts) & cancelled) < len(cancelled)
+
+    def test_nothing_to_do_returns_nothing(self, pool: Pool) -> None:
+        assert pool.next_done(0.0) == []
+        assert pool.outstanding == 0
+
+    def test_close_forgets_what_is_outstanding(self, pool: Pool) -> None:
+        pool.submit(REQUESTS)
+        pool.close()
+        assert pool.outstanding == 0
+
+
+class TestInProcessPool(PoolContract):
+    def make(self) -> Pool:
+        return InProcessPool(fake_worker(2, self.failures), batch=4)
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestRayPool(PoolContract):
+    def make(self) -> Pool:
+        make_worker = partial(fake_worker, 2, self.failures)
+        return RayPool(nullcontext, make_worker, workers=2, batch=4, num_cpus=0.1)

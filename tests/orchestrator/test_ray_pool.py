@@ -1,0 +1,171 @@
+"""What only the Ray pool has to survive."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+
+from orchestrator.pool import Done
+from orchestrator.ray_pool import PoolError, RayPool, ray_session
+from search_spaces.errors import InputError
+from search_spaces.requests import Failed, ImageRequest, Scored
+from tests.orchestrator.studies import fake_worker, requests_of, small_study
+from tests.orchestrator.test_pool_contract import drain
+from workers.worker import Finished, Worker
+
+REQUESTS = requests_of(small_study(seeds=8))
+POISON = REQUESTS[5].image_id
+
+
+class Poisoned(Worker):
+    """Dies with its process whenever it is given the poison."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
+        if any(request.image_id == POISON for request in new):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._worker.advance(new, cancelled)
+
+
+class Slow(Poisoned):
+    """Takes a while, so that it can be killed at work; leaves its process id in a file."""
+
+    def __init__(self, worker: Worker, folder: Path) -> None:
+        super().__init__(worker)
+        (folder / str(os.getpid())).touch()
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
+        time.sleep(0.05)
+        return self._worker.advance(new, cancelled)
+
+
+def poisoned_worker() -> Worker:
+    return Poisoned(fake_worker())
+
+
+def slow_worker(folder: Path) -> Worker:
+    return Slow(fake_worker(), folder)
+
+
+def unloadable() -> Worker:
+    raise InputError("model: it cannot be loaded")
+
+
+def broken() -> Worker:
+    raise RuntimeError("no such luck")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
+    pool = RayPool(nullcontext, partial(slow_worker, tmp_path), workers=2, batch=4, num_cpus=0.1)
+    pool.submit(REQUESTS)
+    found: list[Done] = []
+    killed = False
+    while pool.outstanding:
+        found += pool.next_done(0.2)
+        if found and not killed:
+            os.kill(int(next(tmp_path.iterdir()).name), signal.SIGKILL)
+            killed = True
+    pool.close()
+    assert Counter(d.request.image_id for d in found) == Counter(r.image_id for r in REQUESTS)
+    assert all(isinstance(done.outcome, Scored) for done in found)
+    assert len(pool.notices) == 1
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_request_that_kills_its_workers_is_lost_and_its_companions_are_not() -> None:
+    pool = RayPool(nullcontext, poisoned_worker, workers=2, batch=4, num_cpus=0.1)
+    pool.submit(REQUESTS)
+    outcomes = {done.request.image_id: done.outcome for done in drain(pool)}
+    pool.close()
+    lost = outcomes.pop(POISON)
+    assert isinstance(lost, Failed)
+    assert lost.kind == "lost"
+    assert len(outcomes) == len(REQUESTS) - 1
+    assert all(isinstance(outcome, Scored) for outcome in outcomes.values())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_model_that_cannot_load_is_the_users_error_and_the_sentence_is_kept() -> None:
+    pool = RayPool(nullcontext, unloadable, workers=1, batch=4, num_cpus=0.1)
+    pool.submit(REQUESTS)
+    with pytest.raises(InputError, match=r"^model: it cannot be loaded$"):
+        drain(pool)
+    pool.close()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_cannot_start_ends_the_pool_with_a_sentence() -> None:
+    pool = RayPool(nullcontext, broken, workers=1, batch=4, num_cpus=0.1)
+    pool.submit(REQUESTS)
+    with pytest.raises(PoolError, match="a worker cannot start: RuntimeError: no such luck"):
+        drain(pool)
+    pool.close()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_end_with_their_pool(tmp_path: Path) -> None:
+    pool = RayPool(nullcontext, partial(slow_worker, tmp_path), workers=2, batch=4, num_cpus=0.1)
+    pool.submit(REQUESTS[:4])
+    drain(pool)
+    pool.close()
+    deadline = time.monotonic() + 30
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_nothing_is_started_before_the_first_request() -> None:
+    pool = RayPool(no_connection, broken, workers=1, batch=4)
+    assert pool.free > 0
+    assert pool.next_done(0.0) == []
+    pool.close()
+
+
+def no_connection() -> nullcontext[None]:
+    raise AssertionError("the pool connected without need")
+
+
+def test_an_address_that_nobody_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance\nmore lines")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with (
+        pytest.raises(InputError, match=r"--address 127\.0\.0\.1:1: no Ray cluster answers there"),
+        ray_session("127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_without_an_address_a_local_instance_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address file that a killed cluster leaves behind is followed by any other way of asking."""
+    asked: dict[str, object] = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", asked.update)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with ray_session(None):
+        assert asked["address"] == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with ray_session(None):
+        assert asked["address"] == "10.0.0.1:6379"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_session_is_shared_and_left_open() -> None:
+    with ray_session(None):
+        assert ray.is_initialized()
+    assert ray.is_initialized()

@@ -1,0 +1,239 @@
+"""The loop over fakes: nothing is reported before it is durable, nothing is made twice, nothing is lost."""
+
+import contextlib
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.catalog import Judged
+from orchestrator.catalog.memory import MemoryCatalog
+from orchestrator.pool import Done, InProcessPool
+from orchestrator.sweep import Progress, sweep
+from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
+from search_spaces.requests import Failed, Scored
+from search_spaces.strategies import Report
+from search_spaces.strategies.grid import Grid
+from search_spaces.study import Study
+from tests.orchestrator.studies import fake_worker, requests_of, small_study
+from workers.pipelines.fake import FakePipeline
+from workers.scoring.fake import BrightnessScorer
+from workers.worker import Worker
+
+
+class CrashError(Exception):
+    """Stands for a kill."""
+
+
+class CrashingCatalog(MemoryCatalog):
+    """Dies at its n-th write, before or after it has kept what it was given."""
+
+    def __init__(self, crash_at: int | None = None, after: bool = False) -> None:
+        super().__init__()
+        self.crash_at, self.after, self.writes = crash_at, after, 0
+
+    def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
+        self.writes += 1
+        if self.writes == self.crash_at and not self.after:
+            raise CrashError
+        super().write(done, judged)
+        if self.writes == self.crash_at:
+            raise CrashError
+
+
+class WatchfulGrid(Grid):
+    """A grid that checks that what it is told is in the catalog already."""
+
+    catalog: MemoryCatalog
+
+    def report(self, reports: Sequence[Report]) -> Sequence[int]:
+        durable = {(j.trial.number, j.instance) for j in self.catalog.judged}
+        assert {(r.trial, r.instance) for r in reports} <= durable
+        return super().report(reports)
+
+
+def run(
+    study: Study, catalog: MemoryCatalog, pipeline: FakePipeline | None = None, **options: object
+) -> Progress:
+    worker = Worker(pipeline or FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake")
+    past = catalog.past()
+    grid = WatchfulGrid(study.space, study.judge, len(study.instances), past)
+    grid.catalog = catalog
+    pool = InProcessPool(worker, batch=4)
+    return sweep(study, grid, pool, catalog, NullTracker(), past, **options)  # type: ignore[arg-type]
+
+
+def pairs(catalog: MemoryCatalog) -> Counter[tuple[int, int]]:
+    return Counter((j.trial.number, j.instance) for j in catalog.judged)
+
+
+def test_every_candidate_is_judged_on_every_instance_once() -> None:
+    study, catalog, pipeline = small_study(), MemoryCatalog(), FakePipeline(2)
+    progress = run(study, catalog, pipeline, total=15)
+    assert pairs(catalog) == Counter({(trial, i): 1 for trial in range(5) for i in range(3)})
+    assert sorted(pipeline.made) == sorted(r.image_id for r in requests_of(study))
+    assert (progress.images, progress.generated, progress.reused, progress.failed) == (15, 15, 0, 0)
+    assert progress.unet_calls == 15 * 4
+
+
+def test_the_best_so_far_is_the_trial_with_the_highest_mean() -> None:
+    study, catalog = small_study(), MemoryCatalog()
+    progress = run(study, catalog)
+    means: dict[int, list[float]] = {}
+    for judged in catalog.judged:
+        assert isinstance(judged.outcome, Scored)
+        means.setdefault(judged.trial.number, []).append(judged.outcome.scores["clip_score"])
+    best = max(means, key=lambda number: sum(means[number]))
+    assert progress.best_score == pytest.approx(sum(means[best]) / 3)
+    assert progress.best == next(j.trial.settings for j in catalog.judged if j.trial.number == best)
+
+
+def test_the_same_study_again_makes_nothing() -> None:
+    study, catalog = small_study(), MemoryCatalog()
+    first = run(study, catalog)
+    pipeline = FakePipeline()
+    second = run(study, catalog, pipeline)
+    assert pipeline.made == []
+    assert (second.images, second.generated) == (15, 0)
+    assert (second.best, second.best_score) == (first.best, first.best_score)
+
+
+def test_another_study_reuses_the_pictures_of_the_first() -> None:
+    catalog, pipeline = MemoryCatalog(), FakePipeline()
+    run(small_study(), catalog)
+    catalog.judged.clear()  # the trials are of the other study
+    wider = small_study(name="other", seeds=4)
+    progress = run(wider, catalog, pipeline)
+    assert len(pipeline.made) == progress.generated == 5
+    assert (progress.reused, progress.images) == (15, 20)
+
+
+def test_another_text_is_scored_without_making_pictures() -> None:
+    catalog, pipeline = MemoryCatalog(), FakePipeline()
+    run(small_study(), catalog)
+    catalog.judged.clear()
+    progress = run(small_study(name="other", score_text="another text"), catalog, pipeline)
+    assert pipeline.made == []
+    assert (progress.reused, progress.generated, progress.images) == (15, 0, 15)
+    assert len(catalog.scores) == 30
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=6), st.integers(1, 4))
+def test_killed_at_any_write_and_run_again_every_pair_is_judged_once(
+    crashes: list[tuple[int, bool]], seeds: int
+) -> None:
+    study, catalog = small_study(seeds=seeds), CrashingCatalog()
+    numbers: dict[str, int] = {}
+    for crash_at, after in crashes:
+        catalog.crash_at, catalog.after, catalog.writes = crash_at, after, 0
+        with contextlib.suppress(CrashError):
+            run(study, catalog)
+        for judged in catalog.judged:
+            assert numbers.setdefault(str(judged.trial.settings), judged.trial.number) == judged.trial.number
+    catalog.crash_at = None
+    run(study, catalog)
+    assert pairs(catalog) == Counter({(trial, i): 1 for trial in range(5) for i in range(seeds)})
+
+
+def test_an_infeasible_instance_ends_its_trial_and_no_other() -> None:
+    study, catalog = small_study(seeds=6), MemoryCatalog()
+    first = study.instances[0]
+    black = Failed("infeasible", "the picture is all black")
+    bad = study.request({"guidance_scale": 3, "negative_prompt": ""}, first).image_id
+    pipeline = FakePipeline(1, lambda request: black if request.image_id == bad else None)
+    progress = run(study, catalog, pipeline, clock=partial(next, itertools.count()))
+    assert progress.infeasible == 1
+    by_trial = Counter(j.trial.number for j in catalog.judged)
+    assert sum(count == 6 for count in by_trial.values()) == 4
+    assert progress.images == len(catalog.judged) < 30
+
+
+def test_a_lost_instance_is_kept_as_lost_and_tried_again_when_forgotten() -> None:
+    study, catalog = small_study(), MemoryCatalog()
+    bad = requests_of(study)[2].image_id
+    gone = Failed("lost", "its worker died")
+    progress = run(study, catalog, FakePipeline(2, lambda r: gone if r.image_id == bad else None))
+    assert (progress.lost, progress.images) == (1, 15)
+    assert run(study, catalog).generated == 0
+    catalog.judged = [j for j in catalog.judged if j.outcome != gone]
+    again = run(study, catalog)
+    assert (again.generated, again.lost, again.images) == (1, 0, 15)
+
+
+def test_stopping_begins_nothing_new_and_keeps_what_runs() -> None:
+    study, catalog, pipeline = small_study(seeds=20), MemoryCatalog(), FakePipeline(2)
+    progress = run(study, catalog, pipeline, stopping=lambda: len(pipeline.made) >= 4)
+    assert 4 <= len(pipeline.made) <= 8
+    assert progress.generated == len(pipeline.made) == len(catalog.pictures) == len(catalog.judged)
+    run(study, catalog, pipeline)
+    assert pairs(catalog) == Counter({(trial, i): 1 for trial in range(5) for i in range(20)})
+
+
+def test_a_tracker_that_fails_stops_nothing() -> None:
+    class Broken(RecordingTracker):
+        def images(self, records: Sequence[TrackedImage]) -> None:
+            raise OSError("the tracker is down")
+
+    study, catalog = small_study(), MemoryCatalog()
+    tracker = Guarded(Broken())
+    grid = Grid(study.space, study.judge, 3)
+    sweep(study, grid, InProcessPool(fake_worker(), 4), catalog, tracker)
+    assert len(catalog.judged) == 15
+    assert tracker.failures > 0
+
+
+def test_the_tracker_hears_of_every_image_and_every_complete_trial() -> None:
+    study, catalog, tracker = small_study(), MemoryCatalog(), RecordingTracker()
+    grid = Grid(study.space, study.judge, 3)
+    progress = sweep(study, grid, InProcessPool(fake_worker(), 4), catalog, tracker)
+    assert Counter((i.trial, i.instance) for i in tracker.told_images) == pairs(catalog)
+    assert sorted(trial.number for trial in tracker.told_trials) == list(range(5))
+    assert max(trial.mean or 0 for trial in tracker.told_trials) == progress.best_score
+
+
+def test_results_are_flushed_while_the_study_runs_and_not_only_at_its_end() -> None:
+    study, catalog = small_study(seeds=40), CrashingCatalog()
+    run(study, catalog, clock=partial(next, itertools.count()))
+    assert catalog.writes > 10
+
+
+def test_a_result_that_nobody_waits_for_any_more_is_kept() -> None:
+    """What was cancelled too late has cost its time: its picture stays for whoever asks next."""
+    study, catalog = small_study(seeds=3), MemoryCatalog()
+    black = Failed("infeasible", "the picture is all black")
+    first = study.request({"guidance_scale": 0.5, "negative_prompt": ""}, study.instances[0]).image_id
+    pipeline = FakePipeline(4, lambda request: black if request.image_id == first else None)
+    run(study, catalog, pipeline)
+    made = set(pipeline.made) - {first}
+    assert made == set(catalog.pictures)
+
+
+def test_notes_are_told_once() -> None:
+    class Noted(BrightnessScorer):
+        def notes(self, texts: Sequence[str]) -> Sequence[str]:
+            return ["the text is long"] * len(texts)
+
+    study, catalog = small_study(), MemoryCatalog()
+    worker = Worker(FakePipeline(), {"clip_score": Noted()}, "fake")
+    grid = Grid(study.space, study.judge, 3)
+    progress = sweep(study, grid, InProcessPool(worker, 4), catalog, NullTracker())
+    assert progress.notes == ["the text is long"]
+
+
+def test_order_of_results_does_not_matter() -> None:
+    class Shuffled(InProcessPool):
+        def next_done(self, timeout: float) -> Sequence[Done]:
+            found = list(super().next_done(timeout))
+            random.Random(0).shuffle(found)
+            return found
+
+    study, catalog = small_study(seeds=5), MemoryCatalog()
+    grid = Grid(study.space, study.judge, 5)
+    sweep(study, grid, Shuffled(fake_worker(4), 16), catalog, NullTracker())
+    assert pairs(catalog) == Counter({(trial, i): 1 for trial in range(5) for i in range(5)})
