@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -308,14 +309,16 @@ class StudySpec(_Section):
             raise ValueError(f"{both[0]} stands under both 'settings' and 'space'; keep one of the two")
         count = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
         if count < 1:
-            raise ValueError("seeds: at least one is needed")
+            raise ValueError(f"seeds: {self.seeds} gives none, and at least one is needed")
         if count > MOST_SEEDS:
             raise ValueError(f"seeds: {_shown(count)} are more than the {MOST_SEEDS:,} that a study may have")
-        seeds = self.seed_list
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("seeds: a seed is listed twice")
-        if min(seeds) < 0 or max(seeds) >= 2**63:
-            raise ValueError("seeds: a seed lies between 0 and 2^63 - 1")
+        seeds = sorted(self.seed_list)
+        for seed, following in pairwise(seeds):
+            if seed == following:
+                raise ValueError(f"seeds: {_shown(seed)} is listed twice")
+        for seed in (seeds[0], seeds[-1]):
+            if not 0 <= seed < 2**63:
+                raise ValueError(f"seeds: {_shown(seed)} is not between 0 and 2^63 - 1")
         if "prompt" in self.space and any(item.score_text is None for item in self.inputs):
             raise ValueError(
                 "space.prompt: give every input a score_text, so that all prompts are judged by one text"
@@ -460,15 +463,14 @@ _PROBLEMS = {
 
 def _sentence(error: ErrorDetails) -> str:
     """One pydantic error as a sentence with the key's path, its value and what would work."""
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    where = _path(error["loc"])
     kind, given = error["type"], error["input"]
     if kind == "value_error":
         message = str(error["ctx"]["error"])
         return f"{where}.{message}" if where in ("settings", "space") else message
     if kind == "extra_forbidden":
         *parents, key = error["loc"]
-        section = where.rpartition(".")[0]
-        place = f" in {section}" if section else ""
+        place = f" in {_path(parents)}" if parents else ""
         return f"unknown key {_shown(key)}{place}{did_you_mean(str(key), _fields(parents))}"
     if kind == "missing":
         return f"the key {where!r} is missing"
@@ -479,6 +481,10 @@ def _sentence(error: ErrorDetails) -> str:
         return f"seeds: {_shown(given)} is neither a count nor a list of whole numbers"
     problem = _PROBLEMS.get(kind, "is wrong: " + error["msg"])
     return f"{where}: {_shown(given)} {problem.format(**error.get('ctx', {}))}"
+
+
+def _path(parts: Sequence[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
 
 
 def _fields(parents: list[int | str]) -> list[str]:

@@ -85,7 +85,7 @@ def steps_sentence(verdict: StepsVerdict) -> str:
     elif verdict.enough == verdict.values[-1].steps:
         end = f"still paying at {value_text(verdict.enough)}, the most that was tried"
     else:
-        end = f"{value_text(verdict.enough)} are enough: no larger number scores significantly more"
+        end = f"no gain beyond {value_text(verdict.enough)} is certain"
     at = f" at {settings_text(verdict.at)}" if verdict.at else ""
     return f"steps: {path}{at}; {end}"
 

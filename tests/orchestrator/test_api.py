@@ -160,7 +160,8 @@ def test_the_comet_archive_holds_every_picture_with_its_facts(finished: Finished
                 assert facts[name] == row[name]
             assert facts["clip_score"] == pytest.approx(row["value"])
     metrics = [line["payload"]["metric"]["metricName"] for line in lines if line["type"] == "metric_msg"]
-    assert Counter(metrics) == {"clip_score": CANDIDATES, "best_clip_score": CANDIDATES}
+    ours = [name for name in metrics if "clip_score" in name]  # the SDK adds how long it ran
+    assert Counter(ours) == {"clip_score": CANDIDATES, "best_clip_score": CANDIDATES}
     assert any(upload["upload_type"] == "asset" for upload in uploads)
 
 
@@ -242,7 +243,7 @@ def wait_for_images(root: Path, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"no image came: {process.communicate(timeout=10)[0]}")
 
 
-LONG = STUDY.replace("seeds: 2", "seeds: 6").replace("[2, 4]", "[30, 40]") + "comet: {mode: off}\n"
+LONG = STUDY.replace("seeds: 2", "seeds: 6").replace("[2, 4]", "[20, 30]") + "comet: {mode: off}\n"
 LONG_IMAGES = 2 * 2 * 3 * 6
 
 
@@ -265,7 +266,7 @@ def test_ctrl_c_keeps_what_was_made_and_sigkill_loses_nothing_acknowledged(tmp_p
     while api.frame("dragon", str(root)).num_rows == kept.num_rows and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     acknowledged = set(api.frame("dragon", str(root))["image_id"].to_pylist())
     assert len(acknowledged) > kept.num_rows
 

@@ -1,5 +1,6 @@
 import time
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -12,10 +13,15 @@ from tests.search_spaces.examples import law
 
 
 @given(
-    low=st.integers(-(10**6), 10**6), gap=st.integers(1, 10**4), count=st.integers(1, 200), digits=st.integers(0, 9)
+    low=st.integers(-(10**6), 10**6),
+    gap=st.integers(1, 10**4),
+    count=st.integers(1, 200),
+    digits=st.integers(0, 9),
 )
 @law
-def test_a_float_lattice_has_the_numbers_a_person_would_write(low: int, gap: int, count: int, digits: int) -> None:
+def test_a_float_lattice_has_the_numbers_a_person_would_write(
+    low: int, gap: int, count: int, digits: int
+) -> None:
     unit = Decimal(1).scaleb(-digits)
     written = [float((low + i * gap) * unit) for i in range(count)]
     domain = FloatRange(low=written[0], high=written[-1], step=float(gap * unit))
@@ -26,13 +32,15 @@ def test_a_float_lattice_has_the_numbers_a_person_would_write(low: int, gap: int
     low=st.floats(-1e6, 1e6), width=st.floats(1e-3, 1e6), share=st.floats(1e-3, 2), digits=st.integers(3, 12)
 )
 @law
-def test_a_float_lattice_ascends_within_its_range(low: float, width: float, share: float, digits: int) -> None:
+def test_a_float_lattice_ascends_within_its_range(
+    low: float, width: float, share: float, digits: int
+) -> None:
     low, high, step = round(low, digits), round(low + width, digits), round(width * share, digits)
     if not (low < high and step > 0):
         return
     points = [float(str(point)) for point in FloatRange(low=low, high=high, step=step).points() or ()]
     assert points[0] == low
-    assert all(a < b for a, b in zip(points, points[1:], strict=False))
+    assert all(a < b for a, b in pairwise(points))
     assert points[-1] <= high
     assert Decimal(repr(high)) < Decimal(repr(low)) + len(points) * Decimal(repr(step))
 
@@ -77,7 +85,14 @@ def test_a_list_keeps_the_order_of_the_file() -> None:
 
 @pytest.mark.parametrize(
     ("values", "ordered"),
-    [((3, 1.5), True), (("a", "b"), False), ((1, "a"), False), ((True, False), False), ((1, None), False), ((4,), True)],
+    [
+        ((3, 1.5), True),
+        (("a", "b"), False),
+        ((1, "a"), False),
+        ((True, False), False),
+        ((1, None), False),
+        ((4,), True),
+    ],
 )
 def test_only_numbers_have_an_order(values: tuple[Value, ...], ordered: bool) -> None:
     assert Choices(values=values).ordered is ordered

@@ -321,11 +321,21 @@ def _keywords(pipeline: type, vae: Mapping[str, Any], unet: Mapping[str, Any]) -
             default is None or isinstance(default, str | int | float)
         ):
             keywords[parameter.name] = default
+    if not _clip_skip_works(pipeline):
+        keywords.pop("clip_skip", None)
     sample_size, blocks = unet.get("sample_size"), vae.get("block_out_channels")
     if isinstance(sample_size, int) and blocks:
         pixels = sample_size * 2 ** (len(blocks) - 1)
         keywords.update(_known({"width": pixels, "height": pixels}, keywords))
     return keywords
+
+
+def _clip_skip_works(pipeline: type) -> bool:
+    """Whether clip_skip finds what it reads: Stable Diffusion in diffusers 0.42 fails with transformers 5.23."""
+    import transformers
+
+    reads = "text_encoder.text_model" in inspect.getsource(getattr(pipeline, "encode_prompt", pipeline))
+    return not reads or "self.text_model =" in inspect.getsource(transformers.CLIPTextModel)
 
 
 def _known(values: Mapping[str, Value], keywords: Mapping[str, Value]) -> dict[str, Value]:

@@ -153,7 +153,7 @@ class TestSteps:
 
     def test_enough(self) -> None:
         text = flowing(self.rows([1.0, 2.0], [5.0, 6.5], [5.5, 6.25]))
-        assert "steps: 10 → 20 (+4.2 ± 3.2) → 30 (+0.1 ± 4.8) at g 5; 20 are enough: no larger number" in text
+        assert "steps: 10 → 20 (+4.2 ± 3.2) → 30 (+0.1 ± 4.8) at g 5; no gain beyond 20 is certain" in text
 
     def test_still_paying(self) -> None:
         assert "at g 5; still paying at 20, the most that was tried" in flowing(

@@ -1,0 +1,347 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+import search_spaces.study
+from search_spaces.errors import InputError
+from search_spaces.models import ModelDescription
+from search_spaces.requests import Instance, Settings
+from search_spaces.study import PinnedInput, Study, difference, pin
+from search_spaces.study_file import parse
+from tests.search_spaces.examples import (
+    CAT,
+    EMBEDDED,
+    INPAINTING,
+    KEYWORDS,
+    SCORER,
+    SDXL,
+    TEXT_TO_IMAGE,
+    UNKNOWN,
+    model,
+)
+
+SPACE = """
+  num_inference_steps: [3, 30]
+  guidance_scale: [1, 7.5]
+  strength: [0.5, 0.51, 1.0]
+  negative_prompt: ["", cartoon]
+"""
+
+
+def study(
+    space: str = SPACE,
+    settings: str = "{}",
+    model: ModelDescription = INPAINTING,
+    inputs: tuple[PinnedInput, ...] = (CAT,),
+    seeds: str = "[7, 11]",
+    rest: str = "",
+    **changes: Any,
+) -> Study:
+    """A study pinned from a study file."""
+    text = (
+        f"study: cat\nmodel: toyworld\ninputs: [{{prompt: p, score_text: t}}]\nseeds: {seeds}\n"
+        f"settings: {settings}\nspace: {space}\n{rest}\n"
+    )
+    return pin(parse(text, "study.yaml"), model, SCORER, inputs, "study.yaml").model_copy(update=changes)
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        study(**changes)
+    sentence = str(caught.value)
+    assert sentence.startswith("study.yaml: ")
+    assert "\n" not in sentence
+    assert sentence[-1] != "."
+    return sentence
+
+
+# Pinning
+
+
+def test_pinned_settings_are_complete() -> None:
+    pinned = study(settings="{eta: 0.5, scheduler: EulerDiscreteScheduler}")
+    assert pinned.settings == {
+        "eta": 0.5,
+        "clip_skip": None,
+        "width": 64,
+        "height": 64,
+        "scheduler": "EulerDiscreteScheduler",
+    }
+    (request,) = {len(pinned.request(cell, pinned.instances[0]).settings) for cell in pinned.space.lattice()}
+    assert request == len(KEYWORDS) + 1
+
+
+def test_the_models_own_defaults_hold_where_the_file_says_nothing() -> None:
+    pinned = study("{eta: [0]}")
+    assert pinned.settings["guidance_scale"] == INPAINTING.keywords["guidance_scale"]
+    assert pinned.settings["num_inference_steps"] == INPAINTING.keywords["num_inference_steps"]
+    assert pinned.settings["scheduler"] == INPAINTING.scheduler
+
+
+def test_instances_are_all_inputs_for_each_seed() -> None:
+    dog = CAT.model_copy(update={"prompt": "a blue dragon", "image": "3" * 32})
+    instances = study(inputs=(CAT, dog)).instances
+    assert [(i.number, i.prompt, i.seed) for i in instances] == [
+        (0, "a green dragon", 7),
+        (1, "a blue dragon", 7),
+        (2, "a green dragon", 11),
+        (3, "a blue dragon", 11),
+    ]
+    assert (instances[1].image, instances[1].mask, instances[1].score_text) == (
+        "3" * 32,
+        CAT.mask,
+        CAT.score_text,
+    )
+
+
+def test_more_seeds_leave_the_numbers_of_instances_alone() -> None:
+    fewer, more = study().instances, study(seeds="[7, 11, 5]").instances
+    assert more[: len(fewer)] == fewer
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"settings": "{guidence_scale: 3}"},
+         ["settings.guidence_scale", "StableDiffusionInpaintPipeline takes no", "did you mean 'guidance_scale'?"]),
+        ({"space": "{guidance_scael: [3]}"}, ["space.guidance_scael", "did you mean 'guidance_scale'?"]),
+        ({"space": "{frobnication: [3]}"}, ["takes no setting 'frobnication'", "known are", "eta", "scheduler"]),
+        ({"space": "{strength: [1]}", "model": TEXT_TO_IMAGE}, ["space.strength", "StableDiffusionPipeline"]),
+        ({"settings": "{prompt: a}"}, ["settings.prompt", "belongs to each of 'inputs'"]),
+        ({"settings": "{scheduler: DIMScheduler}"}, ["scheduler", "'DIMScheduler'", "did you mean 'DDIMScheduler'?"]),
+        ({"space": "{scheduler: [DDIMScheduler, Frob]}"}, ["scheduler", "'Frob'", "known are DDIMScheduler, Euler"]),
+        ({"settings": "{width: 63}"}, ["width: 63", "multiple of 8"]),
+        ({"space": "{height: [64, 100]}"}, ["height: 100", "multiple of 8"]),
+        ({"space": "{width: {low: 64, high: 100, step: 6}}"}, ["width: 70", "multiple of 8"]),
+        ({"space": "{num_inference_steps: [1, 2], strength: [0, 0.4]}"},
+         ["no cell of the space can run", "num_inference_steps 2 × strength 0.4 leaves no effective step"]),
+        ({"space": "{num_inference_steps: [1, 2]}", "settings": "{strength: 0.3}"},
+         ["no cell of the space can run", "strength 0.3"]),
+    ],
+)  # fmt: skip
+def test_what_a_model_does_not_take_is_refused(changes: Mapping[str, Any], words: list[str]) -> None:
+    sentence = refusal(**changes)
+    for word in words:
+        assert word in sentence
+
+
+def test_a_space_of_which_some_can_run_is_taken() -> None:
+    study("{num_inference_steps: [1, 2], strength: [0, 0.5]}")
+    study("{num_inference_steps: [1], strength: [0.1]}", model=UNKNOWN)
+    study("{width: {low: 64, high: 128, step: 16}}")
+    study("{strength: {low: 0, high: 0.01}}", rest="search: {strategy: tpe, trials: 3}")
+
+
+def test_a_huge_space_is_not_walked_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"axis{number}" for number in range(6)]
+    huge = "{" + ", ".join(f"{name}: {{low: 0, high: 9}}" for name in names) + "}"
+    runnable = study(huge, model=model(keywords={**KEYWORDS, **dict.fromkeys(names, 0)}))
+    assert runnable.space.size == search_spaces.study.SURVEY_LIMIT
+    # Beyond the limit a space where nothing can run is found out by running it.
+    monkeypatch.setattr(search_spaces.study, "SURVEY_LIMIT", 5)
+    study("{num_inference_steps: [1, 2, 3], strength: [0.1, 0.2]}")
+
+
+# Identity
+
+
+def image_id(swept: Settings | None = None, instance: Mapping[str, Any] | None = None, **changes: Any) -> str:
+    """The image_id of settings on the study's first instance, with something changed."""
+    pinned = study(**changes)
+    first = Instance(**{**vars(pinned.instances[0]), **(instance or {})})
+    settings = {
+        "num_inference_steps": 30,
+        "guidance_scale": 7.5,
+        "strength": 1.0,
+        "negative_prompt": "cartoon",
+    }
+    return pinned.request({**settings, **(swept or {})}, first).image_id
+
+
+BASE = image_id()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": model(revision="sha256:01")},
+        {"model": model(revision="abc")},  # of a hub
+        {"model": model(task="image-to-image")},
+        {"model": model(pipeline="StableDiffusionXLInpaintPipeline")},
+        {"model": model(dtype="float16")},
+        {"model": model(diffusers="0.43.0")},
+        {"model": model(keywords={**KEYWORDS, "width": 128})},
+        {"model": model(keywords={**KEYWORDS, "clip_skip": 1})},
+        {"model": model(scheduler="HeunDiscreteScheduler")},
+        {"settings": "{scheduler: EulerDiscreteScheduler}"},
+        {"settings": "{eta: 0.5}"},
+        {"settings": "{width: 72}"},
+        {"swept": {"guidance_scale": 7}},
+        {"swept": {"num_inference_steps": 29}},
+        {"swept": {"strength": 0.5}},
+        {"swept": {"negative_prompt": "blurry"}},
+        {"swept": {"prompt": "a red dragon"}},
+        {"instance": {"prompt": "a red dragon"}},
+        {"instance": {"prompt": "a green dragon "}},
+        {"instance": {"seed": 8}},
+        {"instance": {"image": "3" * 32}},
+        {"instance": {"mask": "3" * 32}},
+        {"instance": {"mask": None}},
+    ],
+    ids=str,
+)
+def test_what_changes_the_pixels_changes_the_image_id(changes: Mapping[str, Any]) -> None:
+    assert image_id(**changes) != BASE
+
+
+def test_hub_models_of_one_revision_are_told_apart_by_their_names() -> None:
+    one, other = model(location="a/b", revision="main"), model(location="a/c", revision="main")
+    assert image_id(model=one) != image_id(model=other)
+
+
+def test_the_engines_own_revision_is_part_of_the_image_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_spaces.study, "PIXEL_REVISION", 10**6)
+    assert image_id() != BASE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"instance": {"score_text": "another"}},
+        {"instance": {"number": 5}},
+        {"name": "another"},
+        {"seeds": "[7]"},
+        {"seeds": "[7, 8, 9, 11]"},
+        {"inputs": (CAT, CAT.model_copy(update={"prompt": "another"}))},
+        {"inputs": (CAT.model_copy(update={"image_name": "kitty.png"}),)},
+        {"scorer": SCORER.model_copy(update={"revision": "other"})},
+        {"objective": "beauty"},
+        {"rest": "search: {strategy: tpe, trials: 9}"},
+        {"rest": "comet: {project: p}"},
+        {"space": "{" + ", ".join(reversed([line.strip() for line in SPACE.strip().splitlines()])) + "}"},
+        {"space": SPACE.replace("[3, 30]", "[30, 3, 50]")},
+        {"model": model(name="another name")},
+        {"model": model(location="/elsewhere")},  # the same weights, by their hash
+        {"model": model(defaults_source="hearsay")},
+        {"model": model(schedulers=("DDIMScheduler",))},
+        {"model": model(keywords=dict(reversed(KEYWORDS.items())))},
+        {"model": model(keywords={**KEYWORDS, "guidance_scale": 3.0})},  # a default that is swept over
+        {"settings": "{eta: 0.0}"},  # what it is anyway
+        {"swept": {"guidance_scale": 7.50}},
+        {"swept": {"strength": 1}},
+        {"swept": {"prompt": "a green dragon"}},
+        {"swept": {"prompt": None}},
+    ],
+    ids=str,
+)
+def test_what_leaves_the_pixels_alone_leaves_the_image_id_alone(changes: Mapping[str, Any]) -> None:
+    assert image_id(**changes) == BASE
+
+
+def test_a_value_is_the_same_fixed_or_swept() -> None:
+    # Only then is what one study made an answer to another.
+    fixed = study("{guidance_scale: [7.5]}", settings="{num_inference_steps: 30, negative_prompt: cartoon}")
+    assert fixed.request({"guidance_scale": 7.5}, fixed.instances[0]).image_id == BASE
+
+
+@pytest.mark.parametrize("kind", [INPAINTING, SDXL, EMBEDDED, UNKNOWN])
+def test_image_ids_are_equal_exactly_for_twins(kind: ModelDescription) -> None:
+    pinned = study(model=kind)
+    by_image = {pinned.request(cell, pinned.instances[0]).image_id for cell in pinned.space.lattice()}
+    pairs = {
+        (pinned.request(cell, pinned.instances[0]).image_id, pinned.judge.candidate(cell))
+        for cell in pinned.space.lattice()
+    }
+    assert len(pairs) == len(by_image) == len({candidate for _, candidate in pairs})
+
+
+def test_a_request_carries_what_a_pipeline_needs() -> None:
+    pinned = study("{prompt: [a, b], guidance_scale: [3]}")
+    request = pinned.request({"prompt": "b", "guidance_scale": 3}, pinned.instances[1])
+    assert (request.prompt, request.seed, request.score_text) == ("b", 11, CAT.score_text)
+    assert (request.image, request.mask) == (CAT.image, CAT.mask)
+    assert "prompt" not in request.settings
+    assert request.settings["guidance_scale"] == 3
+
+
+# The pinned study
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        study(),
+        study("{guidance_scale: {low: 1, high: 9}}", rest="search: {strategy: tpe, trials: 9, seed: 3}"),
+        study(
+            "{strength: {low: 0.1, high: 0.7, step: 0.1}, num_inference_steps: {low: 20, high: 60, step: 10}}"
+        ),
+        study("{negative_prompt: ['', null, 'é😀', 'true', '7']}", settings="{eta: 1, clip_skip: 2}"),
+        study(settings="{eta: 1.0e-9}", seeds="[9223372036854775807]", inputs=(CAT, CAT)),
+        study("{frob: [1, true, 1.5, x, null]}", model=model(keywords={**KEYWORDS, "frob": None})),
+        study("{eta: [0]}", model=TEXT_TO_IMAGE, rest="comet: {mode: off, tags: [a]}"),
+    ],
+)
+def test_a_study_survives_json(made: Study) -> None:
+    again = Study.model_validate_json(made.model_dump_json())
+    assert again == made
+    assert difference(made, again) is None
+    cells = list(made.space.lattice()) if made.space.size else [{"guidance_scale": 2.5}]
+    for cell in cells:
+        for mine, its in zip(made.instances, again.instances, strict=True):
+            assert made.request(cell, mine) == again.request(cell, its)
+    if made.space.size:
+        typed = [[(type(value), value) for value in cell.values()] for cell in again.space.lattice()]
+        assert typed == [[(type(value), value) for value in cell.values()] for cell in cells]
+
+
+# What continues a study
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seeds": "[7, 11, 13]"},
+        {"space": SPACE.replace("[3, 30]", "[3, 30, 50]")},
+        {"space": SPACE.replace("[1, 7.5]", "{low: 1, high: 9, step: 2}")},
+        {"space": "{" + ", ".join(reversed([line.strip() for line in SPACE.strip().splitlines()])) + "}"},
+        {"rest": "search: {strategy: tpe, trials: 9}"},
+        {"rest": "comet: {project: elsewhere}"},
+        {"inputs": (CAT.model_copy(update={"image_name": "kitty.png", "mask_name": "m.png"}),)},
+        {"model": model(name="toyworld, by another name")},
+    ],
+    ids=str,
+)
+def test_a_study_may_be_continued(changes: Mapping[str, Any]) -> None:
+    assert difference(study(), study(**changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": model(revision="sha256:01")}, "model: was sha256:00, is sha256:01"),
+        ({"model": model(task="image-to-image")}, "task: was inpainting, is image-to-image"),
+        ({"model": model(dtype="float16")}, "dtype: was float32, is float16"),
+        ({"model": model(diffusers="0.43.0")}, "diffusers' version: was 0.42.1, is 0.43.0"),
+        ({"scorer": SCORER.model_copy(update={"revision": "x"})}, "objective: was clip_score by"),
+        ({"objective": "beauty"}, "objective: was clip_score by clip_score/toyworld@sha256:11, is beauty by"),
+        ({"inputs": (CAT.model_copy(update={"prompt": "a blue dragon"}),)}, "inputs: was"),
+        ({"inputs": (CAT.model_copy(update={"score_text": "other"}),)}, "inputs: was"),
+        ({"inputs": (CAT.model_copy(update={"image": "4" * 32}),)}, "inputs: was"),
+        ({"inputs": (CAT, CAT)}, "inputs: was"),
+        ({"settings": "{eta: 0.5}"}, "settings.eta: was 0.0, is 0.5"),
+        ({"model": model(keywords={**KEYWORDS, "clip_skip": 1})}, "settings.clip_skip: was None, is 1"),
+        ({"space": SPACE + "  eta: [0]\n"}, "axes of the space: was ['guidance_scale',"),
+        ({"space": "{strength: [1]}"}, "axes of the space: was"),
+        ({"seeds": "[7]"}, "seeds: was [7, 11], which [7] does not begin with"),
+        ({"seeds": "[11, 7]"}, "seeds: was [7, 11], which [11, 7] does not begin with"),
+        ({"seeds": "100000"}, "seeds: was [7, 11], which [0, 1, 2, 3, 4, 5, 6, 7, … 100000 seeds] does not begin"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(value),
+)  # fmt: skip
+def test_another_study_is_told_by_its_difference(changes: Mapping[str, Any], said: str) -> None:
+    told = difference(study(), study(**changes))
+    assert told is not None
+    assert told.startswith(said)
+    assert "\n" not in told

@@ -1,0 +1,268 @@
+"""Input images and masks: every way to store one is read right or refused with a sentence."""
+
+import errno
+import io
+import os
+import random
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from search_spaces.errors import InputError
+from tests.workers.helpers import farthest, refusal
+from workers.inputs import MOST_PIXELS, pixel_hash, read_image, read_mask
+
+KEY = "study.yaml: inputs[0].image"
+
+
+def noise(width: int = 20, height: int = 12, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype="uint8")
+    return Image.fromarray(pixels)
+
+
+def greys(bits: int) -> Image.Image:
+    """16 × 16 pixels from black to white, of 8 or 16 bits."""
+    return Image.fromarray(np.linspace(0, 2**bits - 1, 256).round().astype(f"uint{bits}").reshape(16, 16))
+
+
+def png_header(path: Path, width: int, height: int) -> Path:
+    """A PNG that says how large it is, and nothing more."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + start + struct.pack(">I", 0) + b"IDAT")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.ppm"])
+def test_an_image_is_read_pixel_by_pixel(tmp_path: Path, name: str) -> None:
+    noise().save(tmp_path / name)
+    read = read_image(tmp_path / name, KEY)
+    assert read.mode == "RGB"
+    assert read.tobytes() == noise().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_every_common_mode_becomes_rgb_as_pillow_turns_it(tmp_path: Path, mode: str) -> None:
+    stored = noise().convert(mode)
+    stored.save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png", KEY)
+    assert read.mode == "RGB"
+    assert read.tobytes() == stored.convert("RGB").tobytes()
+
+
+def test_cmyk_and_grey_jpegs_become_rgb(tmp_path: Path) -> None:
+    for mode in ("CMYK", "L"):
+        noise().convert(mode).save(tmp_path / f"{mode}.jpg")
+        assert read_image(tmp_path / f"{mode}.jpg", KEY).mode == "RGB"
+
+
+def test_a_palette_with_transparency_keeps_its_colours_and_warns_of_nothing(tmp_path: Path) -> None:
+    stored = Image.new("P", (4, 4), 1)
+    stored.putpalette([255, 0, 0, 0, 0, 255])
+    stored.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    with warnings.catch_warnings(record=True, action="always") as said:
+        read = read_image(tmp_path / "a.png", KEY)
+    assert not said
+    assert read.getcolors() == [(16, (0, 0, 255))]
+
+
+def test_sixteen_bits_become_eight_from_black_to_white(tmp_path: Path) -> None:
+    greys(16).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png", KEY)
+    assert farthest(read, greys(8).convert("RGB")) <= 1
+    assert read.getextrema() == ((0, 255), (0, 255), (0, 255))
+
+
+@pytest.mark.parametrize("kind", ["float32", "int32"])
+def test_pixels_of_32_bits_have_no_known_white_and_are_refused(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(np.ones((4, 4), dtype=kind)).save(tmp_path / "a.tiff")
+    with refusal(KEY, str(tmp_path / "a.tiff"), "8 bits a channel"):
+        read_image(tmp_path / "a.tiff", KEY)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_270),
+        (8, Image.Transpose.ROTATE_90),
+    ],
+)
+def test_exif_orientation_turns_image_and_mask(
+    tmp_path: Path, orientation: int, turn: Image.Transpose
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise().save(tmp_path / "a.png", exif=exif)
+    upright = noise().transpose(turn)
+    read = read_image(tmp_path / "a.png", KEY)
+    assert read.tobytes() == upright.tobytes()
+    mask = read_mask(tmp_path / "a.png", KEY, upright.size)
+    assert mask.tobytes() == upright.convert("L").tobytes()
+
+
+def test_what_was_read_is_turned_once_only(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise().save(tmp_path / "a.png", exif=exif)
+    read_image(tmp_path / "a.png", KEY).save(tmp_path / "b.png")
+    assert pixel_hash(read_image(tmp_path / "b.png", KEY)) == pixel_hash(read_image(tmp_path / "a.png", KEY))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with refusal(KEY, "there is no file", str(tmp_path / "cat.png")):
+        read_image(tmp_path / "cat.png", KEY)
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with refusal(KEY, "is a folder", str(tmp_path)):
+        read_image(tmp_path, KEY)
+
+
+def test_a_file_below_a_file_and_a_name_too_long_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "cat.png", tmp_path / ("a" * 5000)):
+        with refusal(KEY, str(path), "cannot be read"):
+            read_image(path, KEY)
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> Image.Image:  # root may read everything, so it is played
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with refusal(f"{KEY}: {tmp_path / 'a.png'} cannot be read (Permission denied)"):
+        read_image(tmp_path / "a.png", KEY)
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF", b"<svg></svg>", b"just text\n" * 100])
+def test_what_is_not_an_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with refusal(KEY, str(tmp_path / "a.png"), "not an image", "PNG or JPEG"):
+        read_image(tmp_path / "a.png", KEY)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, kind)
+    whole, path = buffer.getvalue(), tmp_path / "cut"
+    for share in np.linspace(0.001, 0.98, 60):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with refusal(KEY, str(path)):
+            read_image(path, KEY)
+    path.write_bytes(whole)
+    assert read_image(path, KEY).size == (64, 64)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_a_corrupt_file_is_read_or_refused_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    noise(40, 40).save(buffer, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}))
+    whole, path, draw = buffer.getvalue(), tmp_path / "corrupt", random.Random(kind)
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 5)):
+            content[draw.randrange(min(300, len(content)))] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            read_image(path, KEY)
+        except InputError as error:
+            assert "\n" not in str(error)  # noqa: PT017  # either end is right, so `raises` does not fit
+
+
+@pytest.mark.parametrize("side", [8001, 10_000, 30_000, 2**31 - 1])
+def test_a_decompression_bomb_is_refused_unread(tmp_path: Path, side: int) -> None:
+    """8001² is beyond our limit, 10,000² where Pillow warns, 30,000² and more where it refuses."""
+    assert side * side > MOST_PIXELS
+    path = png_header(tmp_path / "bomb.png", side, side)
+    with (
+        warnings.catch_warnings(record=True, action="always") as said,
+        refusal(KEY, str(path), "pixels", "shrink"),
+    ):
+        read_image(path, KEY)
+    assert not said
+
+
+def test_an_image_of_the_most_pixels_is_not_refused_for_its_size(tmp_path: Path) -> None:
+    with refusal(KEY, "is it complete?"):
+        read_image(png_header(tmp_path / "a.png", 8000, 8000), KEY)
+
+
+def test_a_mask_is_eight_bit_grey(tmp_path: Path) -> None:
+    for mode in ("1", "L", "P", "RGB", "RGBA"):
+        white = Image.new("L", (8, 8), 255)
+        white.paste(0, (0, 0, 4, 8))
+        white.convert(mode).save(tmp_path / "mask.png")
+        mask = read_mask(tmp_path / "mask.png", KEY, (8, 8))
+        assert mask.mode == "L"
+        assert mask.tobytes() == white.tobytes()
+
+
+def test_a_mask_of_sixteen_bits_keeps_its_greys(tmp_path: Path) -> None:
+    greys(16).save(tmp_path / "mask.png")
+    assert farthest(read_mask(tmp_path / "mask.png", KEY, (16, 16)), greys(8)) <= 1
+
+
+def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    Image.new("L", (8, 6), 255).save(tmp_path / "mask.png")
+    with refusal(KEY, str(tmp_path / "mask.png"), "8×6", "16×16"):
+        read_mask(tmp_path / "mask.png", KEY, (16, 16))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_mask_that_redraws_nothing_is_refused(tmp_path: Path, bits: int) -> None:
+    """Pipelines binarise a mask at one half."""
+    for share, refused in ((0.0, True), (0.49, True), (0.51, False), (1.0, False)):
+        grey = np.full((8, 8), round(share * (2**bits - 1)), dtype=f"uint{bits}")
+        Image.fromarray(grey).save(tmp_path / "mask.png")
+        if refused:
+            with refusal(KEY, str(tmp_path / "mask.png"), "all black"):
+                read_mask(tmp_path / "mask.png", KEY, (8, 8))
+        else:
+            assert read_mask(tmp_path / "mask.png", KEY, (8, 8)).size == (8, 8)
+
+
+def test_a_mask_that_is_missing_or_broken_is_refused(tmp_path: Path) -> None:
+    with refusal(KEY, "there is no file"):
+        read_mask(tmp_path / "mask.png", KEY, (8, 8))
+    (tmp_path / "mask.png").write_text("no mask")
+    with refusal(KEY, "not an image"):
+        read_mask(tmp_path / "mask.png", KEY, (8, 8))
+
+
+def test_the_same_picture_has_one_hash_in_any_encoding(tmp_path: Path) -> None:
+    hashes = set()
+    for name in ("a.png", "a.bmp", "a.tiff"):
+        noise().save(tmp_path / name)
+        hashes.add(pixel_hash(read_image(tmp_path / name, KEY)))
+    noise().save(tmp_path / "b.png", compress_level=0, dpi=(300, 300))
+    hashes.add(pixel_hash(read_image(tmp_path / "b.png", KEY)))
+    assert len(hashes) == 1
+    assert hashes == {pixel_hash(noise())}
+
+
+def test_another_mode_size_or_pixel_has_another_hash() -> None:
+    changed = noise()
+    changed.putpixel((3, 4), (0, 0, 0))
+    flat = Image.new("L", (4, 9), 7)
+    images = [
+        noise(),
+        changed,
+        noise(seed=1),
+        noise().transpose(Image.Transpose.ROTATE_90),
+        noise().convert("L"),
+        flat,
+        flat.resize((9, 4)),  # the same bytes in another shape
+        flat.resize((6, 6)),
+        Image.frombytes("RGB", (4, 3), flat.tobytes()),  # the same bytes in another mode
+    ]
+    assert len({pixel_hash(image) for image in images}) == len(images)
