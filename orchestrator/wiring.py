@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from orchestrator.tracking.comet import (
 from search_spaces import study_file
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
-from search_spaces.requests import Scored, Value, content_hash
+from search_spaces.requests import Scored, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
 from search_spaces.study import PinnedInput, Study, pin
@@ -58,7 +59,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     No weights are read. Where the study was pinned before, its pinned dtype holds. Raises InputError.
     """
     spec = study_file.load(path)
-    inputs, images, warnings = _read_inputs(spec, path)
+    inputs, images = _read_inputs(spec, path)
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
     if spec.dtype != "auto":
@@ -79,13 +80,13 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     _check_inputs_suit(spec, model, path)
-    study = pin(spec, model, scorer, inputs, str(path))
+    token = pinned.token if pinned else secrets.token_hex(16)
+    study = pin(spec, model, scorer, inputs, token, str(path))
     folder.check_continues(study, str(path))
-    warnings += _stretched(study, images)
-    return Resolved(study, path.read_text(encoding="utf-8"), images, tuple(warnings))
+    return Resolved(study, path.read_text(encoding="utf-8"), images, tuple(_stretched(study, images)))
 
 
-def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image], list[str]]:
+def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
     inputs: list[PinnedInput] = []
     images: dict[str, Image.Image] = {}
     for number, item in enumerate(spec.inputs):
@@ -98,7 +99,7 @@ def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[s
         images.update({pixel_hash(each): each for each in (image, mask) if each is not None})
     if len({item.model_dump_json() for item in inputs}) < len(inputs):
         raise InputError(f"{path}: inputs: the same input is listed twice")
-    return inputs, images, []
+    return inputs, images
 
 
 def _pinned_input(item: InputSpec, image: Image.Image | None, mask: Image.Image | None) -> PinnedInput:
@@ -274,13 +275,8 @@ def make_tracker(study: Study, root: str, folder: StudyFolder) -> Tracker:
 
 
 def comet_key(study: Study) -> str:
-    """The key of a study's experiment: the same whenever the same study goes on."""
-    facts = {
-        "study": study.name,
-        "model": study.model.identity,
-        "inputs": study.model_dump(mode="json")["inputs"],
-    }
-    return experiment_key(content_hash(facts))
+    """The key of a study's experiment: the same whenever the study goes on, and nobody else's."""
+    return experiment_key(f"{study.name} {study.token}")
 
 
 def comet_source(root: str, name: str) -> tuple[CometStudy, str, Iterable[CometImage], Iterable[CometMetric]]:

@@ -34,11 +34,13 @@ class Study(BaseModel):
     """Everything that decides a study's pictures and scores, resolved at its creation.
 
     `settings` are the fixed ones, complete: every setting of the catalog that is not an axis of `space`.
+    `token` is drawn at random at the study's creation and tells it from all others of its name.
     """
 
     model_config = ConfigDict(frozen=True)
     format: Literal[1] = 1
     name: str
+    token: str
     model: ModelDescription
     scorer: ScorerDescription
     inputs: tuple[PinnedInput, ...]
@@ -97,6 +99,7 @@ def pin(
     model: ModelDescription,
     scorer: ScorerDescription,
     inputs: Sequence[PinnedInput],
+    token: str,
     source: str,
 ) -> Study:
     """Resolve a study file against its model. Raises InputError for settings that the model does not take."""
@@ -116,6 +119,7 @@ def pin(
     fixed = {name: value for name, value in {**defaults, **spec.settings}.items() if name not in spec.space}
     study = Study(
         name=spec.study,
+        token=token,
         model=model,
         scorer=scorer,
         inputs=tuple(inputs),

@@ -37,6 +37,7 @@ def small_study(
     """A grid of guidance × negative prompt with twins in it: 4 × 2 cells, 5 candidates."""
     return Study(
         name=name,
+        token="0",
         model=MODEL,
         scorer=ScorerDescription(name="clip_score", model="fake", location="", revision="1"),
         inputs=(PinnedInput(prompt="a picture", score_text=score_text),),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from orchestrator import cli, wiring
 from orchestrator.ray_pool import RayPool
+from orchestrator.study_folder import StudyFolder
 from tests.orchestrator.test_api import STUDIES, STUDY, study_file
 
 
@@ -174,7 +175,7 @@ def test_a_missing_study_file(path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_folder_that_belongs_to_another_study(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = wiring.resolve(path, "runs", lambda: 0)
-    wiring.StudyFolder("runs", "dragon").pin(study.study, study.text, study.images)
+    StudyFolder("runs", "dragon").pin(study.study, study.text, study.images)
     path.write_text(STUDY.replace("seeds: 2", "settings: {eta: 0.5}"), encoding="utf-8")
     said = complaint(capsys, "run", str(path))
     assert "belongs to another study" in said

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class WholeCallPipeline:
     """
 
     def __init__(self, pipeline: Any, model: ModelDescription, inputs: Inputs, batch: int) -> None:
-        self._pipeline, self._model, self._inputs, self._batch = pipeline, model, inputs, batch
+        self._pipeline, self._inputs, self._batch = pipeline, inputs, batch
+        self._own_scheduler = pipeline.scheduler
         self._schedulers = {model.scheduler: pipeline.scheduler}
         self._queue: list[ImageRequest] = []
 
@@ -68,9 +69,7 @@ class WholeCallPipeline:
         except torch.OutOfMemoryError as error:
             failed, part = Failed("lost", f"out of memory: {_first_line(error)}"), (len(group) + 1) // 2
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
-            # With a ValueError a pipeline or scheduler refuses the settings themselves.
-            kind: Literal["infeasible", "lost"] = "infeasible" if type(error) is ValueError else "lost"
-            failed, part = Failed(kind, f"{type(error).__name__}: {_first_line(error)}"), 1
+            failed, part = Failed("lost", f"{type(error).__name__}: {_first_line(error)}"), 1
         else:
             seconds = (time.perf_counter() - begun) / len(group)
             return [
@@ -86,7 +85,7 @@ class WholeCallPipeline:
 
     def _call(self, group: Sequence[ImageRequest]) -> list[Image.Image | Failed]:
         settings = dict(group[0].settings)
-        self._pipeline.scheduler = self._scheduler(str(settings.pop("scheduler")))
+        scheduler = self._scheduler(str(settings.pop("scheduler")))
         arguments: dict[str, object] = {**settings, "prompt": [request.prompt for request in group]}
         for name in PER_ROW:
             if settings.get(name) is not None:
@@ -97,8 +96,12 @@ class WholeCallPipeline:
             arguments["mask_image"] = self._rows([request.mask for request in group])
         arguments["generator"] = [torch.Generator().manual_seed(request.seed) for request in group]
         as_pil = any(settings.get(name) is not None for name in NOT_IN_A_BATCH)
-        with torch.inference_mode():
-            result = self._pipeline(**arguments, output_type="pil" if as_pil else "np")
+        self._pipeline.scheduler = scheduler
+        try:
+            with torch.inference_mode():
+                result = self._pipeline(**arguments, output_type="pil" if as_pil else "np")
+        finally:  # whoever else holds the pipeline finds it as it was
+            self._pipeline.scheduler = self._own_scheduler
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(group)
         return [checked(image, flag) for image, flag in zip(result.images, flagged, strict=True)]
 
@@ -111,8 +114,7 @@ class WholeCallPipeline:
         if name not in self._schedulers:
             import diffusers
 
-            config = self._schedulers[self._model.scheduler].config
-            self._schedulers[name] = getattr(diffusers, name).from_config(config)
+            self._schedulers[name] = getattr(diffusers, name).from_config(self._own_scheduler.config)
         return self._schedulers[name]
 
 
