@@ -224,7 +224,7 @@ class _Axis:
         if self._ladder:
             inside = _typed(value) in self._positions
         elif isinstance(domain, IntRange):
-            inside = value in domain.points()
+            inside = type(value) is int and value in domain.points()
         else:
             assert isinstance(domain, FloatRange)
             inside = isinstance(value, int | float) and domain.low <= value <= domain.high

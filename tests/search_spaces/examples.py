@@ -11,9 +11,7 @@ from search_spaces.requests import Value
 from search_spaces.space import Space
 from search_spaces.study import PinnedInput
 
-law = settings(
-    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
-)
+law = settings(derandomize=True, deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 """The same examples in every run, however slow the machine is."""
 
 KEYWORDS: dict[str, Value] = {

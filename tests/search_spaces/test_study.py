@@ -43,7 +43,8 @@ def study(
         f"study: cat\nmodel: toyworld\ninputs: [{{prompt: p, score_text: t}}]\nseeds: {seeds}\n"
         f"settings: {settings}\nspace: {space}\n{rest}\n"
     )
-    return pin(parse(text, "study.yaml"), model, SCORER, inputs, "study.yaml").model_copy(update=changes)
+    made = pin(parse(text, "study.yaml"), model, SCORER, inputs, token="a token", source="study.yaml")
+    return made.model_copy(update=changes)
 
 
 def refusal(**changes: Any) -> str:
@@ -150,7 +151,7 @@ def image_id(swept: Settings | None = None, instance: Mapping[str, Any] | None =
     """The image_id of settings on the study's first instance, with something changed."""
     pinned = study(**changes)
     first = Instance(**{**vars(pinned.instances[0]), **(instance or {})})
-    settings = {
+    settings: Settings = {
         "num_inference_steps": 30,
         "guidance_scale": 7.5,
         "strength": 1.0,
@@ -211,6 +212,7 @@ def test_the_engines_own_revision_is_part_of_the_image_id(monkeypatch: pytest.Mo
         {"instance": {"score_text": "another"}},
         {"instance": {"number": 5}},
         {"name": "another"},
+        {"token": "another"},
         {"seeds": "[7]"},
         {"seeds": "[7, 8, 9, 11]"},
         {"inputs": (CAT, CAT.model_copy(update={"prompt": "another"}))},
@@ -308,6 +310,7 @@ def test_a_study_survives_json(made: Study) -> None:
         {"space": "{" + ", ".join(reversed([line.strip() for line in SPACE.strip().splitlines()])) + "}"},
         {"rest": "search: {strategy: tpe, trials: 9}"},
         {"rest": "comet: {project: elsewhere}"},
+        {"token": "another"},
         {"inputs": (CAT.model_copy(update={"image_name": "kitty.png", "mask_name": "m.png"}),)},
         {"model": model(name="toyworld, by another name")},
     ],

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.domains import Choices, FloatRange, IntRange
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError
 from search_spaces.models import REGISTRY
 from search_spaces.study_file import KEYWORDS, StudySpec, json_schema, load, parse
@@ -152,11 +152,11 @@ def test_the_bundled_example_is_a_study_file() -> None:
         ('negative_prompt: ["\\ud83d\\ude00 \\u00e9", 😀]', Choices(values=("😀 é", "😀"))),
     ],
 )  # fmt: skip
-def test_domains(raw: str, domain: object) -> None:
+def test_domains(raw: str, domain: Domain) -> None:
     head = "study: s\nmodel: m\ninputs: [{prompt: p}]\nsearch: {strategy: tpe, trials: 3}\n"
     (parsed,) = parse(f"{head}space:\n  {raw}\n", "study.yaml").space.values()
     assert parsed == domain
-    assert [type(v) for v in parsed.points() or ()] == [type(v) for v in domain.points() or ()]  # type: ignore[attr-defined]
+    assert [type(v) for v in parsed.points() or ()] == [type(v) for v in domain.points() or ()]
 
 
 def test_an_alias_may_stand_for_a_value() -> None:
@@ -575,7 +575,7 @@ def test_any_text_is_a_spec_or_a_sentence(text: str) -> None:
     outcome(f"study: s\nmodel: m\ninputs: [{{prompt: p}}]\nspace: {{guidance_scale: {text}}}")
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(100))
 def test_a_file_with_slips_of_the_pen_is_a_spec_or_a_sentence(seed: int) -> None:
     chance, text = random.Random(seed), TEXT
     for _ in range(chance.randint(1, 4)):

@@ -41,7 +41,7 @@ class Case:
 
 
 CASES = {
-    # 36 cells, of which 12 cannot run and 14 are twins of others
+    # 36 cells, of which 12 cannot run and 15 are twins of others
     "mixed": Case(
         space(
             num_inference_steps=[1, 10],
@@ -64,7 +64,7 @@ CASES = {
     "all twins": Case(space(negative_prompt=["a", "b", "c"], guidance_scale=[1]), instances=2),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-schedules = pytest.mark.parametrize("seed", range(4))
+schedules = pytest.mark.parametrize("seed", range(2))
 
 Judgement = Callable[[Settings, int], Outcome]
 
