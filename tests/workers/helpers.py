@@ -11,10 +11,10 @@ from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
 from search_spaces.requests import ImageRequest, Value, content_hash
 
-
-SCHEDULER_NOISE = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
+SCHEDULER_NOISE = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
 """diffusers 0.42's schedulers hand numpy 2 their torch tensors; it hurts nothing yet."""
 
 

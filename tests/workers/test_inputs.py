@@ -26,8 +26,11 @@ def noise(width: int = 20, height: int = 12, seed: int = 0) -> Image.Image:
 
 
 def greys(bits: int) -> Image.Image:
-    """16 × 16 pixels from black to white, of 8 or 16 bits."""
-    return Image.fromarray(np.linspace(0, 2**bits - 1, 256).round().astype(f"uint{bits}").reshape(16, 16))
+    """16 × 16 pixels from black to white, of 8 or 16 bits; the low byte says nothing of the high one."""
+    greys = np.arange(256).reshape(16, 16)
+    if bits == 16:
+        greys = greys * 256 + greys * 7 % 256
+    return Image.fromarray(greys.astype(f"uint{bits}"))
 
 
 def png_header(path: Path, width: int, height: int) -> Path:

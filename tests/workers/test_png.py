@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from search_spaces.requests import Value
 from tests.workers.helpers import a_request
 from workers.png import decode_png, encode_png, parameters
 
-SETTINGS = {
+SETTINGS: dict[str, Value] = {
     "num_inference_steps": 20,
     "scheduler": "EulerAncestralDiscreteScheduler",
     "guidance_scale": 7.5,
@@ -82,7 +83,12 @@ def test_parameters_are_written_as_the_web_uis_write_them() -> None:
 
 
 def test_what_a_request_lacks_is_left_out_of_the_parameters_and_zeros_are_not() -> None:
-    settings = {"num_inference_steps": 1, "guidance_scale": 0.0, "negative_prompt": "", "clip_skip": 2}
+    settings: dict[str, Value] = {
+        "num_inference_steps": 1,
+        "guidance_scale": 0.0,
+        "negative_prompt": "",
+        "clip_skip": 2,
+    }
     assert parameters(a_request(settings), (8, 8)) == (
         "a green dragon\nSteps: 1, CFG scale: 0.0, Seed: 0, Size: 8x8, Clip skip: 2"
     )

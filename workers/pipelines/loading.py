@@ -5,7 +5,9 @@ import importlib.resources
 import inspect
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,9 +92,11 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
     made_by = index.get("_class_name")
     task = task or _task_of(str(made_by))
     pipeline = _pipeline_class(str(made_by), task, key)
-    scheduler_library, scheduler = (*(index.get("scheduler") or ()), None, None)[:2]
-    if scheduler_library != "diffusers" or not _is_scheduler(scheduler):
+    scheduler = _scheduler_of(index)
+    if scheduler is None:
         raise InputError(f"{key}: {name} has no diffusers scheduler, and a study needs one")
+    if not files.json("scheduler/scheduler_config.json"):
+        raise InputError(f"{key}: {name} has no scheduler/scheduler_config.json")
     unet, vae = (files.json(f"{part}/config.json") if part in index else {} for part in ("unet", "vae"))
     if task != "inpainting" and _sees_a_mask(unet, vae):
         raise InputError(
@@ -138,6 +142,7 @@ def load_pipeline(model: ModelDescription, device: str) -> Any:  # diffusers pip
     """The plain diffusers pipeline with the study's dtype, on `device`. Raises InputError where it cannot load."""
     import diffusers
     import torch
+    from safetensors import SafetensorError
 
     if diffusers.__version__ != model.diffusers:
         raise InputError(
@@ -148,14 +153,26 @@ def load_pipeline(model: ModelDescription, device: str) -> Any:  # diffusers pip
     source = {"revision": model.revision} if folder is None else {}
     loader = getattr(diffusers, AUTO_CLASSES[model.task])
     try:
-        pipeline = loader.from_pretrained(
-            str(folder or model.location), dtype=getattr(torch, model.dtype), **source
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"model: {model.name} cannot be loaded: {first_line}") from error
+        with _hushed():
+            pipeline = loader.from_pretrained(
+                str(folder or model.location), dtype=getattr(torch, model.dtype), **source
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(f"model: {model.name} cannot be loaded: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without the warning that huggingface_hub 2 gives of how diffusers 0.42 calls it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument", UserWarning)
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def unet_calls(model: ModelDescription, settings: Mapping[str, Value]) -> int | None:
@@ -185,7 +202,8 @@ def _timesteps(location: str, revision: str, scheduler: str, steps: int) -> tupl
     folder = local_folder(location)
     source = {} if folder else {"revision": revision}
     scheduler_class = getattr(diffusers, scheduler)
-    config = scheduler_class.load_config(str(folder or location), subfolder="scheduler", **source)
+    with _hushed():
+        config = scheduler_class.load_config(str(folder or location), subfolder="scheduler", **source)
     made = scheduler_class.from_config(config)
     try:
         made.set_timesteps(steps)
@@ -252,9 +270,11 @@ class _Files:
         except EntryNotFoundError:
             return None
         except HFValidationError as error:
-            raise InputError(f"{self._key}: unknown model {self._location!r}: {error}") from None
+            raise InputError(f"{self._key}: unknown model {self._location!r}: {_first_line(error)}") from None
         except (HfHubHTTPError, OSError) as error:
-            raise InputError(f"{self._key}: {self._location} cannot be read from the hub: {error}") from None
+            raise InputError(
+                f"{self._key}: {self._location} cannot be read from the hub: {_first_line(error)}"
+            ) from None
 
 
 def folder_hash(folder: Path) -> str:
@@ -293,10 +313,14 @@ def _pipeline_class(made_by: str, task: Task, key: str) -> type:
     return chosen
 
 
-def _is_scheduler(name: object) -> bool:
+def _scheduler_of(index: Mapping[str, Any]) -> str | None:
+    """The scheduler that a model_index.json names, if diffusers has it."""
     import diffusers
 
-    return isinstance(name, str) and hasattr(getattr(diffusers, name, None), "_get_compatibles")
+    match index.get("scheduler"):
+        case ["diffusers", str(name)] if hasattr(getattr(diffusers, name, None), "_get_compatibles"):
+            return name
+    return None
 
 
 def _sees_a_mask(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> bool:

@@ -56,8 +56,9 @@ class WholeCallPipeline:
         return self._generate(group)
 
     def _key(self, request: ImageRequest) -> tuple[str, tuple[int, int] | None]:
-        """What a call's requests share; a call resizes all its input images to one size, the first one's."""
-        image = self._inputs.get(request.image) if request.image is not None else None
+        """What a call's requests share; without a set size, a call draws all at the size of its first input."""
+        sized = all(request.settings.get(side) is not None for side in ("width", "height"))
+        image = None if sized or request.image is None else self._inputs.get(request.image)
         return call_key(request), image.size if image else None
 
     def _generate(self, group: Sequence[ImageRequest]) -> list[Generated]:

@@ -1,6 +1,5 @@
 """The whole-call pipeline draws what plain diffusers draws, whatever shares the call, and loses only what fails."""
 
-import gc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from search_spaces.models import ModelDescription, Task
 from search_spaces.requests import Failed, ImageRequest, Value
 from tests.workers.helpers import SCHEDULER_NOISE, a_request, complete, farthest
+from tests.workers.tiny_models import SIDE
 from workers.inputs import pixel_hash
 from workers.pipelines import Generated, Inputs
 from workers.pipelines.loading import AUTO_CLASSES, describe, load_pipeline
@@ -118,7 +118,7 @@ class TestInpaintingEqualsPlainCalls:
         for strength in (1.0, 0.6):
             for guidance in (1.0, 7.5):
                 settings = complete(
-                    toyworld, **sampler, strength=strength, guidance_scale=guidance, num_inference_steps=5
+                    toyworld, **sampler, strength=strength, guidance_scale=guidance, num_inference_steps=4
                 )
                 for (seed, negative, prompt), (image, mask) in zip(COMPANIONS, (cat, cat, dog), strict=True):
                     requests.append(
@@ -165,6 +165,26 @@ class TestInpaintingEqualsPlainCalls:
         pictures = drawn(WholeCallPipeline(toyworld_pipeline, toyworld, inputs, batch=8), requests)
         assert_as_plain(pictures, requests, plain_toyworld, inputs)
 
+    def test_inputs_of_different_sizes_share_a_call_where_the_size_is_set(
+        self,
+        toyworld: ModelDescription,
+        toyworld_pipeline: Any,
+        plain_toyworld: Any,
+        cat: Pair,
+        dog: Pair,
+        calls: list[int],
+    ) -> None:
+        large = (dog[0].resize((128, 96)), dog[1].resize((128, 96)))
+        inputs = {pixel_hash(each): each for each in (*cat, *large)}
+        settings = complete(toyworld, num_inference_steps=4, strength=0.8)
+        requests = [
+            a_request(settings, seed=seed, image=pixel_hash(image), mask=pixel_hash(mask))
+            for seed, (image, mask) in enumerate([cat, large])
+        ]
+        pictures = drawn(WholeCallPipeline(toyworld_pipeline, toyworld, inputs, batch=2), requests)
+        assert calls == [2]
+        assert_as_plain(pictures, requests, plain_toyworld, inputs)
+
     def test_a_change_of_scheduler_leaves_nothing_behind(
         self, toyworld: ModelDescription, toyworld_pipeline: Any, inputs: Inputs, cat: Pair
     ) -> None:
@@ -181,7 +201,7 @@ class TestInpaintingEqualsPlainCalls:
         names = ["DDIMScheduler", *(str(sampler["scheduler"]) for sampler in SAMPLERS[2:])]
         first = [run(name, 4) for name in names]
         for name in reversed(names):
-            run(name, 3)
+            run(name, 5)  # PNDM takes no fewer than four steps
         again = [run(name, 4) for name in names]
         assert [one.tobytes() for one in first] == [other.tobytes() for other in again]
         assert len({one.tobytes() for one in first}) == len(names)
@@ -191,13 +211,12 @@ class TestOtherModelsEqualPlainCalls:
     """With tiny random weights: 4-channel Stable Diffusion and SDXL."""
 
     @pytest.mark.parametrize("task", ["text-to-image", "image-to-image", "inpainting"])
-    @pytest.mark.parametrize("sampler", SAMPLERS, ids=sampler_name)
+    @pytest.mark.parametrize("sampler", [*SAMPLERS[1:5], SAMPLERS[6]], ids=sampler_name)
     def test_stable_diffusion(
         self,
         task: Task,
         sampler: Mapping[str, Value],
         tiny_sd: Path,
-        inputs: Inputs,
         cat: Pair,
         dog: Pair,
     ) -> None:
@@ -206,16 +225,15 @@ class TestOtherModelsEqualPlainCalls:
             tiny_sd,
             task,
             [
-                {**sampler, **strength, "guidance_scale": guidance, "num_inference_steps": 5}
+                {**sampler, **strength, "guidance_scale": guidance, "num_inference_steps": 4}
                 for strength in ([{}] if task == "text-to-image" else strengths)
                 for guidance in (1.0, 7.5)
             ],
-            inputs,
             [cat, cat, dog],
         )
 
-    @pytest.mark.parametrize("task", ["text-to-image", "image-to-image"])
-    def test_sdxl(self, task: Task, tiny_sdxl: Path, inputs: Inputs, cat: Pair, dog: Pair) -> None:
+    @pytest.mark.parametrize("task", ["text-to-image", "image-to-image", "inpainting"])
+    def test_sdxl(self, task: Task, tiny_sdxl: Path, cat: Pair, dog: Pair) -> None:
         changes: list[dict[str, Value]] = [
             {"scheduler": "EulerDiscreteScheduler", "guidance_scale": 5.0},
             {"scheduler": "EulerDiscreteScheduler", "guidance_scale": 1.0},
@@ -223,7 +241,7 @@ class TestOtherModelsEqualPlainCalls:
             {"scheduler": "EulerAncestralDiscreteScheduler", "guidance_scale": 5.0},
         ]
         self._check(
-            tiny_sdxl, task, [{**each, "num_inference_steps": 5} for each in changes], inputs, [cat, cat, dog]
+            tiny_sdxl, task, [{**each, "num_inference_steps": 4} for each in changes], [cat, cat, dog]
         )
 
     def test_sdxl_with_no_an_empty_and_two_negative_prompts(self, tiny_sdxl: Path) -> None:
@@ -277,9 +295,10 @@ class TestOtherModelsEqualPlainCalls:
         folder: Path,
         task: Task,
         changes: Sequence[Mapping[str, Value]],
-        inputs: Inputs,
         pairs: Sequence[Pair],
     ) -> None:
+        pairs = [(image.resize((SIDE, SIDE)), mask.resize((SIDE, SIDE))) for image, mask in pairs]
+        inputs = {pixel_hash(each): each for pair in pairs for each in pair}
         model = describe(str(folder), task, "float32", Path.cwd())
         requests = [
             a_request(
@@ -477,7 +496,6 @@ class TestFailures:
         held: list[weakref.ref[torch.Tensor]] = []
 
         def allocate(texts: list[str]) -> None:
-            gc.collect()
             assert all(reference() is None for reference in held), "the failed call's tensor is still there"
             tensor = torch.zeros(3)
             held.append(weakref.ref(tensor))
