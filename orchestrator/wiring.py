@@ -180,6 +180,7 @@ def build_worker(setup: WorkerSetup) -> Worker:
     import diffusers
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     from workers.pipelines.loading import load_pipeline, local_folder
     from workers.pipelines.whole_call import WholeCallPipeline
@@ -199,7 +200,7 @@ def build_worker(setup: WorkerSetup) -> Worker:
             scorer = ClipScorer(clip_folder, device)
         else:
             scorer = ClipScorer(study.scorer.location, device, study.scorer.revision)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(f"clip_model: {study.scorer.model} cannot be loaded: {first_line}") from error
     inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
