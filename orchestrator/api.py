@@ -10,6 +10,7 @@ Every function takes `root`, the folder or object-store prefix that holds catalo
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,7 @@ from search_spaces.study import Study
 
 log = logging.getLogger(__name__)
 
-ROWS_WORTH_A_RATE = 4
+ROWS_WORTH_A_RATE = 2
 """Full batches per worker below which a run is too short to tell how fast it was."""
 
 
@@ -70,7 +71,8 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
     """
     resolved = wiring.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
-    return make_plan(resolved.study, known, root, resolved.warnings)
+    judged = sum(len(trial.outcomes) for trial in past_trials(Tables(root), resolved.study.name))
+    return make_plan(resolved.study, known, judged, root, resolved.warnings)
 
 
 def run(
@@ -121,8 +123,8 @@ def run(
                 pool.close()
             if progress.rows_per_second and progress.generated >= ROWS_WORTH_A_RATE * crew.workers * batch:
                 remember_rate(resolved.study, root, progress.rows_per_second)
-            notes = [*(f"note: {note}" for note in progress.notes), *pool.notices]
-            messages = [message for message in (key_problem, *notes, closing) if message]
+            notes = [*progress.notes, *pool.notices]
+            messages = [message for message in (key_problem if quiet else None, *notes, closing) if message]
             for message in messages:
                 log.info(message)
             found = results(resolved.study.name, root)
@@ -155,6 +157,8 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
 
     Raises InputError where the root knows no such study.
     """
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", study):
+        raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
     pinned, tables = StudyFolder(root, study).pinned(), Tables(root)
     past = past_trials(tables, study)
     if not past and pinned is None:
@@ -244,8 +248,14 @@ def write_contact_sheet(
 
 
 def frame(study: str, root: str = DEFAULT_ROOT) -> pa.Table:
-    """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`)."""
-    return joined(Tables(root), study)
+    """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`).
+
+    Raises InputError where the root knows no such study.
+    """
+    table = joined(Tables(root), study)
+    if not table.num_rows:
+        results(study, root)  # says so where there is no such study
+    return table
 
 
 def _local_gpus() -> int:
@@ -266,6 +276,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        os.write(2, b"latentsweep: what runs is finished and kept; Ctrl-C again stops at once\n")
 
     before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

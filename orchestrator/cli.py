@@ -35,6 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        problem = error.strerror or error
+        errors.print(
+            f"latentsweep: {where}{problem}; what was stored is kept, mend it and run the same again",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1
     except Exception as error:  # noqa: BLE001  # the last line of defence: a sentence, and the traceback on request
         kind = type(error).__name__
         errors.print(f"latentsweep: {kind}: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -141,8 +151,8 @@ def _report(options: argparse.Namespace) -> int:
 
     console = Console()
     found = api.results(options.study, options.root)
-    sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
     console.print(render_report(found, options.top))
+    sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
     _print_rows(console, [("contact sheet", str(sheet or "none: no picture yet"))])
     return 0
 

@@ -54,8 +54,11 @@ def trial_count(study: Study, found: Survey | None) -> int:
     return min(study.search.trials, candidates) if found and candidates else study.search.trials
 
 
-def make_plan(study: Study, known: Set[str], root: str, warnings: tuple[str, ...]) -> Plan:
-    """The plan of a resolved study; `known` holds the image_ids that the catalog has."""
+def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: tuple[str, ...]) -> Plan:
+    """The plan of a resolved study.
+
+    `known` holds the image_ids that the catalog has; `judged` counts the images that the study has had.
+    """
     from workers.pipelines.loading import unet_calls
 
     found = surveyed(study)
@@ -67,7 +70,8 @@ def make_plan(study: Study, known: Set[str], root: str, warnings: tuple[str, ...
     counted = bool(sample) and len(known_calls) == len(calls)
     total_calls = round(sum(known_calls) * share) * len(instances) if counted else None
     images = trials * len(instances)
-    have = _already_there(study, sample, known)
+    # A sampler's trials are not known beforehand: only those that it has had are.
+    have = _already_there(study, sample, known) if study.search.trials is None else judged
     to_generate = max(0, images - have)
     rows = [
         count * (2 if guidance_is_on(study.judge.complete(settings), study.model) else 1)
@@ -176,7 +180,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     yield (
         "time",
         (
-            "unknown before the first run of this model here"
+            "unknown before the first longer run of this model here, and for continuous spaces"
             if plan.seconds is None
             else f"about {duration(plan.seconds)}"
         ),

@@ -49,7 +49,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         if target == "local":
             raise
         first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"--address {target}: no Ray cluster answers there ({first_line})") from None
+        source = "--address" if address else "RAY_ADDRESS"
+        raise InputError(f"{source} {target}: no Ray cluster answers there ({first_line})") from None
     try:
         yield
     finally:

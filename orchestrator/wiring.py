@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from orchestrator.catalog.parquet import Tables, past_trials
-from orchestrator.study_folder import StudyFolder
+from orchestrator.catalog.parquet import Tables, holds_another, past_trials
+from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.tracking.comet import (
     CometImage,
@@ -59,6 +59,8 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     No weights are read. Where the study was pinned before, its pinned dtype holds. Raises InputError.
     """
     spec = study_file.load(path)
+    if local_root(root).exists() and not local_root(root).is_dir():
+        raise InputError(f"--root {root} is a file; name a folder")
     inputs, images = _read_inputs(spec, path)
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
@@ -83,6 +85,11 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     token = pinned.token if pinned else secrets.token_hex(16)
     study = pin(spec, model, scorer, inputs, token, str(path))
     folder.check_continues(study, str(path))
+    if holds_another(Tables(root), study):
+        raise InputError(
+            f"{path}: the catalog under {root} holds trials of another study named {study.name!r}; "
+            "give this one another name under 'study', or another --root"
+        )
     return Resolved(study, path.read_text(encoding="utf-8"), images, tuple(_stretched(study, images)))
 
 

@@ -60,6 +60,10 @@ _CUT_OTHERWISE = ("denoising_start", "denoising_end")
 """SDXL's settings that take the place of `strength` or cut further steps; their rule is not known here."""
 
 
+SCHEDULERS_WITH_ETA = ("DDIMScheduler", "TCDScheduler")
+"""Schedulers whose `step` takes `eta`; to all others the pipelines do not give it."""
+
+
 def guidance_is_on(settings: Settings, model: ModelDescription) -> bool:
     """Whether a request costs two UNet rows (with and without the prompt) or one."""
     off_at = model.family.guidance_off_at
@@ -99,6 +103,11 @@ def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str,
     canon = dict(settings)
     if model.family.none_is_empty and canon.get("negative_prompt", "") is None:
         canon["negative_prompt"] = ""
+    if (
+        model.family.guidance_off_at is not None
+        and canon.get("scheduler", "DDIMScheduler") not in SCHEDULERS_WITH_ETA
+    ):
+        canon.pop("eta", None)  # the pipelines give it only to a scheduler whose step takes it
     if not guidance_is_on(canon, model):
         for name in _WITH_GUIDANCE_ONLY:
             canon.pop(name, None)
@@ -181,6 +190,8 @@ def why_twins(settings: Mapping[str, Value], twin: Mapping[str, Value], model: M
             )
         else:
             reasons.append("a missing negative_prompt is an empty one")
+    if "eta" in differing and settings.get("scheduler") not in SCHEDULERS_WITH_ETA:
+        reasons.append(f"eta changes nothing with {settings.get('scheduler')}")
     if "strength" in differing:
         steps = settings["num_inference_steps"]
         reasons.append(

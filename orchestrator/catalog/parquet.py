@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from orchestrator.catalog import Judged, Unscored
-from orchestrator.catalog.schema import SCHEMAS, image_row, score_rows, trial_row
+from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS, image_row, score_rows, trial_row
 from orchestrator.pool import Done, PngPicture
 from search_spaces.requests import Failed, ImageRequest, Outcome, Scored
 from search_spaces.strategies import PastTrial
@@ -191,6 +191,21 @@ def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[P
     ]
 
 
+def holds_another(tables: Tables, study: Study) -> bool:
+    """Whether the trials table holds trials of another study of this name: other pixels for its instances."""
+    instances = study.instances
+    columns = ["settings", "instance", "image_id"]
+    for row in tables.read("trials", columns, pc.field("study") == study.name).to_pylist():
+        settings = json.loads(row["settings"])
+        if settings.keys() != study.space.axes.keys():
+            return True
+        if row["instance"] < len(instances):
+            request = study.request(settings, instances[row["instance"]])
+            if request.image_id != row["image_id"]:
+                return True
+    return False
+
+
 def scorer_name(scorer: str) -> str:
     """The name in a scorer's id, which is what a study calls its objective."""
     return scorer.partition("/")[0]
@@ -210,9 +225,11 @@ def joined(tables: Tables, study: str) -> pa.Table:
     """What people want of a study: a row per trial and instance, with settings, score and picture.
 
     Columns: those of `trials` but for `settings`, then `value` (the score, null without one), then those of
-    `images`.
+    `images`. Swept settings are the trial's own, where a twin of other settings drew the picture.
     """
-    trials = tables.read("trials", where=pc.field("study") == study).drop_columns(["settings"])
+    trials = tables.read("trials", where=pc.field("study") == study)
+    swept = [json.loads(settings) for settings in trials["settings"].to_pylist()]
+    trials = trials.drop_columns(["settings"])
     keys = trials.select(["scorer", "image_id", "text"]).to_pylist()
     values = score_values(tables, {key["scorer"] for key in keys})
     scores = [values.get((key["scorer"], key["image_id"], key["text"])) for key in keys]
@@ -223,5 +240,11 @@ def joined(tables: Tables, study: str) -> pa.Table:
     table = trials.append_column("value", pa.array(scores, pa.float64()))
     for name in images.column_names:
         if name not in table.column_names:
-            table = table.append_column(images.schema.field(name), made[name])
+            column = made[name]
+            if name in SETTING_COLUMNS:
+                pairs = zip(swept, column.to_pylist(), strict=True)
+                column = pa.array(
+                    [own.get(name, drawn) for own, drawn in pairs], images.schema.field(name).type
+                )
+            table = table.append_column(images.schema.field(name), column)
     return table

@@ -298,3 +298,39 @@ def test_a_second_run_of_a_live_study_is_refused_with_its_owner(finished: Finish
         owner.kill()
     with StudyFolder(root, "dragon").locked():
         pass  # a dead owner's lock is free
+
+
+def test_a_catalog_with_another_study_of_this_name_is_refused(finished: Finished, tmp_path: Path) -> None:
+    """Its folder is gone, so only the trials can tell that they are another study's."""
+    shutil.copytree(Path(finished[1]) / "catalog", tmp_path / "runs" / "catalog")
+    other = study_file(tmp_path, STUDY.replace("a green dragon,", "a red dragon,"))
+    with pytest.raises(InputError, match="holds trials of another study named 'dragon'"):
+        api.run(other, str(tmp_path / "runs"))
+    same = study_file(tmp_path)
+    assert api.plan(same, str(tmp_path / "runs")).to_generate == 0
+
+
+def test_the_frame_shows_a_trials_own_settings_though_a_twin_drew_its_picture(
+    finished: Finished, tmp_path: Path, local_ray: None
+) -> None:
+    shutil.copytree(finished[1], tmp_path / "runs")
+    text = STUDY.replace("study: dragon", "study: twins").replace("[0.5, 1, 5]", "[0, 5]")
+    result = api.run(study_file(tmp_path, text + "comet: {mode: off}\n"), str(tmp_path / "runs"))
+    assert result.progress.generated == 0
+    assert set(api.frame("twins", str(tmp_path / "runs"))["guidance_scale"].to_pylist()) == {0, 5}
+
+
+def test_a_sampler_is_not_planned_by_the_pictures_of_others(finished: Finished) -> None:
+    path, root, _ = finished
+    other = path.with_name("sampler.yaml")
+    text = STUDY.replace("study: dragon", "study: sampler")
+    other.write_text(text + "search: {strategy: tpe, trials: 5}\n", encoding="utf-8")
+    assert api.plan(other, root).to_generate == 10
+
+
+def test_names_that_are_no_study_are_sentences(finished: Finished) -> None:
+    for name in ("../dragon", "dragon.yaml/x", ""):
+        with pytest.raises(InputError, match="is not the name of a study"):
+            api.results(name, finished[1])
+    with pytest.raises(InputError, match="there is no study 'nothing'"):
+        api.frame("nothing", finished[1])

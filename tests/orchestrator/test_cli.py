@@ -207,7 +207,7 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     for words in (
         "9 trials × 2 instances = 18",
-        "unknown before the first run",
+        "unknown before the first longer run",
         "switches guidance off",
         "leaves no effective step (6 cells)",
         "UNet calls: 42",
@@ -249,3 +249,8 @@ def test_the_example_studies_are_good(capsys: pytest.CaptureFixture[str], tmp_pa
     for example in sorted(STUDIES.glob("*.yaml")):
         assert cli.main(["plan", str(example), "--root", str(tmp_path)]) == 0, capsys.readouterr().err
     assert shutil.which("latentsweep")
+
+
+def test_a_root_that_is_a_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("afile").touch()
+    assert "--root afile is a file" in complaint(capsys, "run", str(path), "--root", "afile")

@@ -319,3 +319,30 @@ def test_a_survey_of_an_embedded_guidance_says_so() -> None:
     assert list(found.inert) == [
         "guidance is embedded in this model's UNet, so negative_prompt changes nothing"
     ]
+
+
+def test_eta_counts_only_where_the_scheduler_takes_it() -> None:
+    space = Space(
+        axes={
+            "scheduler": Choices(values=("DDIMScheduler", "PNDMScheduler")),
+            "eta": Choices(values=(0.0, 0.5)),
+        }
+    )
+    model = ModelDescription(
+        name="m",
+        location="l",
+        revision="r",
+        task="text-to-image",
+        pipeline="StableDiffusionPipeline",
+        dtype="float32",
+        keywords={},
+        defaults_source="",
+        scheduler="DDIMScheduler",
+        schedulers=(),
+        size_multiple=8,
+        guidance_embedded=False,
+        diffusers="0",
+    )
+    found = survey(space, Judge({"num_inference_steps": 4, "guidance_scale": 5.0}, model))
+    assert len(found.candidates) == 3
+    assert found.inert == {"eta changes nothing with PNDMScheduler": 1}
