@@ -14,7 +14,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.requests import Failed, Scored, Settings, Value
+from search_spaces.space import Survey
 from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
 
@@ -55,6 +56,11 @@ class RunResult:
     contact_sheet: Path | None
     messages: Sequence[str]
     stopped: bool
+
+    @property
+    def was_complete(self) -> bool:
+        """Whether an earlier run had done everything already."""
+        return not (self.progress.generated or self.progress.reused or self.stopped)
 
     @property
     def exit_code(self) -> int:
@@ -104,8 +110,14 @@ def run(
         say(key_problem)
     connect = partial(ray_session, address)
     clustered = bool(address or os.environ.get("RAY_ADDRESS"))
-    with connect() if clustered else nullcontext():  # a cluster's GPUs decide the study's dtype
-        gpus = cluster_gpus if clustered else _local_gpus
+    with ExitStack() as session:
+
+        def gpus() -> int:  # a cluster's decide the study's dtype; by now the study file has been read
+            if not clustered:
+                return _local_gpus()
+            session.enter_context(connect())
+            return cluster_gpus()
+
         resolved = wiring.resolve(Path(study_file), root, gpus)
         folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
@@ -144,12 +156,28 @@ def _sweep(
     """Run the loop and close the tracker; what was done, and the tracker's closing line."""
     tables = Tables(root)
     past = past_trials(tables, study.name, forget_lost=retry_failed)
-    total = trial_count(study, surveyed(study)) * len(study.instances)
+    found = surveyed(study)
+    total = trial_count(study, found) * len(study.instances)
     tracker = Guarded(wiring.make_tracker(study, root, StudyFolder(root, study.name)))
     strategy = wiring.make_strategy(study, past)
     catalog = ParquetCatalog(tables, study)
-    progress = sweep(study, strategy, pool, catalog, tracker, past, total, watch, interrupted)
+    counted = _of_this_space(past, study, found)
+    progress = sweep(study, strategy, pool, catalog, tracker, counted, total, watch, interrupted)
+    asked = study.search.trials
+    if found and asked is not None and not interrupted() and len(found.candidates) < asked:
+        progress.notes.append(
+            f"the search ended after {len(found.candidates)} of {asked} trials: "
+            "all other cells are their twins or cannot run"
+        )
     return progress, tracker.close()
+
+
+def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
+    """Past trials that the study, as its file is now, would deal too; values may have left an axis since."""
+    if found is None:
+        return list(past)
+    candidates = {study.judge.candidate(settings) for settings in found.candidates}
+    return [trial for trial in past if study.judge.candidate(trial.settings) in candidates]
 
 
 def results(study: str, root: str = DEFAULT_ROOT) -> Results:

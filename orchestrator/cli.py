@@ -98,10 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -131,6 +130,8 @@ def _run(options: argparse.Namespace) -> int:
         ("study", str(result.folder)),
         *(("note", message) for message in result.messages),
     ]
+    if result.was_complete:
+        rows.append(("complete", "the study was finished before; nothing was left to do"))
     if result.stopped:
         rows.append(("stopped", "the same command goes on where it was"))
     _print_rows(console, rows)

@@ -1,6 +1,7 @@
 """The pool of Ray actors: each holds one worker, stays warm, and has its next work waiting while it computes."""
 
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,6 +18,7 @@ from search_spaces.errors import InputError
 from search_spaces.requests import Failed, ImageRequest
 from workers.worker import Finished, Provenance, Worker
 
+PROBE_SECONDS = 5.0
 CALLS_AHEAD = 2  # one computing, one waiting: a third gains nothing
 DEATHS_ALONE = 2
 """Deaths of actors that held a request and nothing else, after which the request counts as lost."""
@@ -43,18 +45,32 @@ def ray_session(address: str | None) -> Iterator[None]:
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     local = {"num_cpus": cores(), "include_dashboard": False} if target == "local" else {}
+    source = "--address" if address else "RAY_ADDRESS"
+    if not _listens(target):
+        raise InputError(f"{source} {target}: nothing listens there; `ray start --head` prints its address")
     try:
         ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, ValueError) as error:
         if target == "local":
             raise
         first_line = str(error).strip().partition("\n")[0]
-        source = "--address" if address else "RAY_ADDRESS"
         raise InputError(f"{source} {target}: no Ray cluster answers there ({first_line})") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _listens(address: str) -> bool:
+    """Whether something answers at host:port, which Ray would try for minutes; True for other addresses."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def cores() -> int:

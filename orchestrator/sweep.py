@@ -84,7 +84,8 @@ class _Sweep:
         self._rows = 0
         for trial in past:
             for instance, outcome in trial.outcomes.items():
-                self._count(Trial(trial.number, trial.settings), instance, outcome)
+                if instance < len(self._instances):
+                    self._count(Trial(trial.number, trial.settings), instance, outcome)
 
     def run(self, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
         stopped = False

@@ -91,6 +91,12 @@ def why_it_cannot_run(settings: Settings, model: ModelDescription) -> str | None
     if effective_steps(settings, model) == 0:
         steps, strength = settings["num_inference_steps"], settings["strength"]
         return f"num_inference_steps {steps} × strength {strength:g} leaves no effective step"
+    scheduler, steps = settings.get("scheduler"), settings.get("num_inference_steps")
+    fewest, most = model.step_limits.get(str(scheduler), (None, None))
+    if isinstance(steps, int) and fewest is not None and steps < fewest:
+        return f"{scheduler} needs at least {fewest} num_inference_steps with this model"
+    if isinstance(steps, int) and most is not None and steps > most:
+        return f"{scheduler} takes at most {most} num_inference_steps with this model"
     return None
 
 
@@ -181,21 +187,28 @@ def why_twins(settings: Mapping[str, Value], twin: Mapping[str, Value], model: M
     dead = differing & {"guidance_scale", *_WITH_GUIDANCE_ONLY}
     if dead:
         if model.guidance_embedded:
-            names = " and ".join(sorted(dead))
-            reasons.append(f"guidance is embedded in this model's UNet, so {names} changes nothing")
+            reasons.append(f"guidance is embedded in this model's UNet, so {_change_nothing(dead)}")
         elif not guidance_is_on(settings, model):
             reasons.append(
                 f"guidance_scale ≤ {model.family.guidance_off_at:g} switches guidance off, so "
-                f"{' and '.join(sorted(dead))} changes nothing there"
+                f"{_change_nothing(dead)} there"
             )
         else:
             reasons.append("a missing negative_prompt is an empty one")
     if "eta" in differing and settings.get("scheduler") not in SCHEDULERS_WITH_ETA:
         reasons.append(f"eta changes nothing with {settings.get('scheduler')}")
     if "strength" in differing:
-        steps = settings["num_inference_steps"]
+        steps, run = settings["num_inference_steps"], effective_steps(settings, model)
         reasons.append(
-            f"at {steps} steps, strength {twin['strength']:g} and {settings['strength']:g} run the same "
-            f"{effective_steps(settings, model)} steps"
+            f"at {_steps(steps)}, strength {twin['strength']:g} and {settings['strength']:g} run the same "
+            f"{_steps(run)}"
         )
     return "; ".join(reasons)
+
+
+def _change_nothing(names: set[str]) -> str:
+    return f"{' and '.join(sorted(names))} change{'s' if len(names) == 1 else ''} nothing"
+
+
+def _steps(count: Value) -> str:
+    return "1 step" if count == 1 else f"{count} steps"

@@ -1,12 +1,13 @@
 """A study: one run of a study file with every default resolved, as it is pinned in the study's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.errors import InputError, did_you_mean
-from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.domains import FloatRange, IntRange
+from search_spaces.errors import InputError, did_you_mean, shown
+from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.requests import ImageRequest, Instance, Settings, Value, content_hash
 from search_spaces.space import Judge, Space, canonical_settings
 from search_spaces.study_file import CometSpec, SearchSpec, StudySpec
@@ -113,6 +114,7 @@ def pin(
                 )
     if "prompt" in spec.settings:
         raise InputError(f"{source}: settings.prompt: a fixed prompt belongs to each of 'inputs'")
+    _check_kinds(spec, model, source)
     _check_schedulers(spec, model, source)
     _check_sizes(spec, model, source)
     defaults: dict[str, Value] = {**model.keywords, "scheduler": model.scheduler}
@@ -138,6 +140,36 @@ def _values(spec: StudySpec, name: str) -> Sequence[Value]:
     if name in spec.settings:
         return (spec.settings[name],)
     return (spec.space[name].points() or ()) if name in spec.space else ()
+
+
+_KIND_NAMES: Mapping[Kind, str] = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "null": "null",
+}
+
+
+def _check_kinds(spec: StudySpec, model: ModelDescription, source: str) -> None:
+    """Every value is of a type that the pipeline's own signature gives its keyword."""
+    for section, names in (("settings", spec.settings), ("space", spec.space)):
+        for name in names:
+            kinds = model.kinds.get(name, ())
+            unfit = [value for value in _examples(spec, name) if not is_of_kind(value, kinds)]
+            if kinds and unfit:
+                raise InputError(
+                    f"{source}: {section}.{name}: {shown(unfit[0])} does not fit; "
+                    f"{model.pipeline} takes {' or '.join(_KIND_NAMES[kind] for kind in kinds)}"
+                )
+
+
+def _examples(spec: StudySpec, name: str) -> Sequence[Value]:
+    """A setting's values; of a range, floats or integers as it gives them."""
+    match spec.space.get(name):
+        case FloatRange() | IntRange() as found:
+            return (found.low,)
+    return _values(spec, name)
 
 
 def _check_schedulers(spec: StudySpec, model: ModelDescription, source: str) -> None:

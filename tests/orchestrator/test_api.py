@@ -20,6 +20,9 @@ from orchestrator import api, wiring
 from orchestrator.catalog.parquet import Tables
 from orchestrator.ray_pool import RayPool
 from search_spaces.errors import InputError
+from search_spaces.space import survey
+from search_spaces.strategies import PastTrial
+from tests.orchestrator.studies import small_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -99,6 +102,17 @@ def test_it_finds_that_guidance_and_strength_make_the_dragon(finished: Finished)
     assert (best.settings["guidance_scale"], best.settings["strength"]) == (5, 1)
 
 
+def test_values_that_left_an_axis_are_not_counted_as_done() -> None:
+    wide, narrow = small_study(guidance=(0.5, 1, 3, 5)), small_study(guidance=(3, 5))
+    past = [
+        PastTrial(number, settings)
+        for number, settings in enumerate(survey(wide.space, wide.judge).candidates)
+    ]
+    counted = api._of_this_space(past, narrow, survey(narrow.space, narrow.judge))
+    assert [trial.settings["guidance_scale"] for trial in counted] == [3, 3, 5, 5]
+    assert api._of_this_space(past, narrow, None) == past
+
+
 def test_the_same_file_again_generates_nothing_and_starts_nothing(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +120,8 @@ def test_the_same_file_again_generates_nothing_and_starts_nothing(
     monkeypatch.setattr(RayPool, "_start", lambda _: pytest.fail("an actor was started without need"))
     again = api.run(path, root)
     assert (again.progress.generated, again.progress.images) == (0, CANDIDATES * INSTANCES)
+    assert again.was_complete
+    assert not first.was_complete
     assert again.results.trials == first.results.trials
 
 

@@ -5,8 +5,10 @@ import importlib.resources
 import inspect
 import json
 import os
+import types
+import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from search_spaces.models import (
     DEFAULT_CLIP,
     REGISTRY,
     Dtype,
+    Kind,
     ModelDescription,
     ScorerDescription,
     Task,
@@ -36,14 +39,19 @@ _MAPPINGS: Mapping[Task, str] = {
     "inpainting": "AUTO_INPAINT_PIPELINES_MAPPING",
 }
 
-# Keywords of a pipeline's call that a study cannot sweep: the instance gives them, or they are not plain values.
 _NOT_SETTINGS = frozenset(
-    "self prompt image mask_image generator latents num_images_per_prompt "  # noqa: SIM905  # words read best
-    "output_type return_dict timesteps sigmas masked_image_latents prompt_embeds negative_prompt_embeds "
-    "pooled_prompt_embeds negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
-    "cross_attention_kwargs joint_attention_kwargs attention_kwargs callback callback_steps "
-    "callback_on_step_end callback_on_step_end_tensor_inputs kwargs".split()
+    {
+        "prompt",
+        "num_images_per_prompt",
+        "num_videos_per_prompt",
+        "output_type",
+        "return_dict",
+        "callback_steps",
+    }
 )
+"""Keywords with plain values that a study cannot sweep: the instance gives them, or they shape the answer."""
+
+_KINDS: Mapping[type, Kind] = {bool: "bool", int: "int", float: "float", str: "str"}
 
 _TAKES_DISTILLED = frozenset({"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"})
 """Where these fit, those of distilled models fit too, though diffusers does not list them as compatible."""
@@ -103,7 +111,7 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
             f"{key}: {name} cannot do the task {task}: its UNet needs a mask; it can do inpainting"
         )
     entry = registered(name.partition("@")[0])
-    keywords = _keywords(pipeline, vae, unet)
+    keywords, schedulers = _defaults(pipeline, vae, unet), _compatible_schedulers(scheduler)
     return ModelDescription(
         name=name,
         location=location,
@@ -112,9 +120,11 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
         pipeline=pipeline.__name__,
         dtype=dtype,
         keywords={**keywords, **_known(entry.defaults, keywords)} if entry else keywords,
+        kinds=_kinds(pipeline),
         defaults_source=entry.source if entry else f"diffusers {pipeline.__name__}.__call__",
         scheduler=scheduler,
-        schedulers=_compatible_schedulers(scheduler),
+        schedulers=schedulers,
+        step_limits=_step_limits(schedulers, files.json("scheduler/scheduler_config.json")),
         size_multiple=8,  # what every latent diffusion pipeline of diffusers checks
         guidance_embedded=unet.get("time_cond_proj_dim") is not None,
         diffusers=_diffusers_version(),
@@ -335,23 +345,34 @@ def _has_class(mapping: Mapping[str, type], made_by: str) -> bool:
     return auto_pipeline._get_task_class(mapping, made_by, throw_error_if_not_exist=False) is not None
 
 
-def _keywords(pipeline: type, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Value]:
-    """Every setting the pipeline's call takes, with its default; the size is resolved from the model."""
-    parameters = inspect.signature(pipeline.__call__).parameters.values()
-    keywords: dict[str, Value] = {}
-    for parameter in parameters:
-        default = None if parameter.default is inspect.Parameter.empty else parameter.default
-        if parameter.name not in _NOT_SETTINGS and (
-            default is None or isinstance(default, str | int | float)
-        ):
-            keywords[parameter.name] = default
+def _kinds(pipeline: type) -> dict[str, tuple[Kind, ...]]:
+    """Every setting the pipeline's call takes, with the types of plain value that its signature allows."""
+    found: dict[str, tuple[Kind, ...]] = {}
+    for parameter in inspect.signature(pipeline.__call__).parameters.values():
+        annotation = parameter.annotation
+        is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        union = typing.get_args(annotation) if is_union else (annotation,)
+        kinds = tuple(kind for plain, kind in _KINDS.items() if plain in union)
+        if kinds and parameter.name not in _NOT_SETTINGS:
+            optional = type(None) in union or parameter.default is None
+            found[parameter.name] = (*kinds, "null") if optional else kinds
     if not _clip_skip_works(pipeline):
-        keywords.pop("clip_skip", None)
+        found.pop("clip_skip", None)
+    return found
+
+
+def _defaults(pipeline: type, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Value]:
+    """The default of every setting; the size is resolved from the model."""
+    parameters, kinds = inspect.signature(pipeline.__call__).parameters, _kinds(pipeline)
+    defaults: dict[str, Value] = {
+        name: None if parameters[name].default is inspect.Parameter.empty else parameters[name].default
+        for name in kinds
+    }
     sample_size, blocks = unet.get("sample_size"), vae.get("block_out_channels")
     if isinstance(sample_size, int) and blocks:
         pixels = sample_size * 2 ** (len(blocks) - 1)
-        keywords.update(_known({"width": pixels, "height": pixels}, keywords))
-    return keywords
+        defaults.update(_known({"width": pixels, "height": pixels}, defaults))
+    return defaults
 
 
 def _clip_skip_works(pipeline: type) -> bool:
@@ -376,6 +397,20 @@ def _compatible_schedulers(scheduler: str) -> tuple[str, ...]:
     if names & _TAKES_DISTILLED:
         names |= {"LCMScheduler", "TCDScheduler"}
     return tuple(sorted(names - _IGNORES_GENERATOR))
+
+
+def _step_limits(schedulers: Sequence[str], config: Mapping[str, Any]) -> dict[str, tuple[int, int | None]]:
+    """The fewest and the most steps of those schedulers that raise outside them.
+
+    Distilled schedules (LCM, TCD) take no more than they were distilled from; PNDM's Runge-Kutta start is four
+    steps long (set_timesteps in diffusers' scheduling_lcm.py, scheduling_tcd.py and scheduling_pndm.py).
+    """
+    limits: dict[str, tuple[int, int | None]] = {
+        name: (1, config.get("original_inference_steps", 50)) for name in ("LCMScheduler", "TCDScheduler")
+    }
+    if not config.get("skip_prk_steps", False):
+        limits["PNDMScheduler"] = (4, None)
+    return {name: limit for name, limit in limits.items() if name in schedulers}
 
 
 def _diffusers_version() -> str:
