@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +24,13 @@ from rich.console import Console
 
 from orchestrator import wiring
 from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
+from orchestrator.catalog.schema import row_settings
 from orchestrator.display import watching
 from orchestrator.plan import Plan, make_plan, remember_rate, surveyed, trial_count
 from orchestrator.pool import Pool
 from orchestrator.report.contact_sheet import contact_sheet
 from orchestrator.report.results import Results, TrialResult
+from orchestrator.report.script import script
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded
@@ -275,6 +277,50 @@ def write_contact_sheet(
     return folder.contact_sheet
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One image of the catalog: its row, its complete settings, where its pixels come from."""
+
+    row: Mapping[str, Value]
+    settings: Settings
+    code: str
+    png: bytes | None
+
+
+def show(image_id: str, root: str = DEFAULT_ROOT) -> Shown:
+    """An image, with the plain diffusers script that draws it again; the beginning of an image_id is enough.
+
+    Raises InputError where the root has no such image, or more than one, or none of its studies' folders.
+    """
+    from workers.pipelines.loading import local_folder
+
+    tables = Tables(root)
+    if not re.fullmatch(r"[0-9a-f]{4,32}", image_id):
+        raise InputError(f"{image_id!r} is not an image_id: 4 to 32 digits from 0 to f, as in the catalog")
+    ids = sorted(
+        {i for i in tables.read("images", ["image_id"])["image_id"].to_pylist() if i.startswith(image_id)}
+    )
+    if len(ids) != 1:
+        problem = f"{len(ids)} images begin with it; give more digits" if ids else f"{root} holds none"
+        raise InputError(f"image {image_id}: {problem}")
+    where = pa.compute.field("image_id") == ids[0]
+    row = tables.read("images", where=where).to_pylist()[0]
+    studies = sorted(set(tables.read("trials", ["study"], where)["study"].to_pylist()))
+    folders = [folder for name in studies if (folder := StudyFolder(root, name)).pinned() is not None]
+    if not folders:
+        raise InputError(
+            f"image {ids[0]}: the folder of its study ({', '.join(studies)}) is gone from {root}/studies"
+        )
+    pinned = folders[0].pinned()
+    assert pinned is not None
+    model = pinned.model
+    settings = row_settings(row, [*model.keywords, *model.scheduler_kinds, "scheduler"])
+    source = str(local_folder(model.location) or model.location)
+    code = script(row, settings, model, source, (folders[0].path / "inputs").absolute())
+    image = row.pop("image")
+    return Shown(row, settings, code, image["bytes"] if image else None)
+
+
 def frame(study: str, root: str = DEFAULT_ROOT) -> pa.Table:
     """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`).
 
@@ -323,5 +369,6 @@ __all__ = [
     "plan",
     "results",
     "run",
+    "show",
     "write_contact_sheet",
 ]

@@ -89,8 +89,10 @@ class _RayWorker:
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def load(self, make_worker: Callable[[], Worker]) -> None:
+    def load(self, make_worker: Callable[[], Worker]) -> int:
+        """Make the worker; how many requests it wants at a time."""
         self._worker = make_worker()
+        return self._worker.batch
 
     def advance(
         self, new: Sequence[ImageRequest], cancelled: Collection[str]
@@ -126,6 +128,7 @@ class _Actor:
     """One actor as the driver knows it."""
 
     handle: Any
+    batch: int
     calls: dict[Any, _Call] = field(default_factory=dict)  # by the reference of the metadata
     held: dict[str, ImageRequest] = field(default_factory=dict)
     stored: dict[str, Picture] = field(default_factory=dict)
@@ -167,7 +170,8 @@ class RayPool:
     @property
     def free(self) -> int:
         """Two batches for each actor: one computing, one waiting."""
-        return max(0, CALLS_AHEAD * self._batch * self._workers - self.outstanding)
+        wanted = sum(actor.batch for actor in self._actors) or self._batch * self._workers
+        return max(0, CALLS_AHEAD * wanted - self.outstanding)
 
     @property
     def outstanding(self) -> int:
@@ -216,7 +220,7 @@ class RayPool:
         self._session.close()
 
     def _start(self) -> _Actor:
-        actor = _Actor(self._remote.remote())
+        actor = _Actor(self._remote.remote(), self._batch)
         actor.calls[actor.handle.load.remote(self._make_worker)] = _Call(None, frozenset(), loading=True)
         return actor
 
@@ -243,16 +247,16 @@ class RayPool:
             actor.suspect = suspect.image_id
             self._advance(actor, [suspect])
             return True
-        room = CALLS_AHEAD * self._batch - len(actor.held)
+        room = CALLS_AHEAD * actor.batch - len(actor.held)
         if self._to_score and room > 0:
-            batch = [self._to_score.popleft() for _ in range(min(self._batch, len(self._to_score)))]
+            batch = [self._to_score.popleft() for _ in range(min(actor.batch, len(self._to_score)))]
             actor.held |= {request.image_id: request for request, _ in batch}
             actor.stored |= {request.image_id: picture for request, picture in batch}
             call = actor.handle.score.options(num_returns=2)
             metadata, buffer = call.remote([(request, picture.png()) for request, picture in batch])
             actor.calls[metadata] = _Call(buffer, frozenset())
             return True
-        new = [self._queue.popleft() for _ in range(min(self._batch, room, len(self._queue)))]
+        new = [self._queue.popleft() for _ in range(min(actor.batch, room, len(self._queue)))]
         to_generate = actor.held.keys() - actor.stored.keys()
         if not new and not to_generate:
             return False
@@ -285,7 +289,7 @@ class RayPool:
         call = actor.calls.pop(metadata)
         try:
             if call.loading:
-                ray.get(metadata)
+                actor.batch = ray.get(metadata)
                 return []
             results, buffer = ray.get([metadata, call.buffer])
         except RayTaskError as error:

@@ -93,14 +93,16 @@ class _Sweep:
             if not stopped and stopping():
                 stopped = True
                 self._pool.cancel(list(self._waiting))
-            dealt = [] if stopped else self._strategy.ask(self._pool.free)
+            room = self._pool.free
+            dealt = [] if stopped else self._strategy.ask(room)
             self._place(dealt)
             answered_only = bool(dealt) and not self._pool.outstanding
             self._take(self._pool.next_done(0.0 if answered_only else WAIT_SECONDS))
             if self._flush_is_due(idle=not self._pool.outstanding):
                 self._flush()
             watch(self._progress)
-            if not dealt and not self._pool.outstanding and not self._judged and not self._done:
+            exhausted = stopped or (room > 0 and not dealt)  # with no room, nothing can be dealt yet
+            if exhausted and not self._pool.outstanding and not self._judged and not self._done:
                 return self._progress
 
     def _place(self, dealt: Sequence[Assignment]) -> None:

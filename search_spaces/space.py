@@ -103,8 +103,9 @@ def why_it_cannot_run(settings: Settings, model: ModelDescription) -> str | None
 def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str, Value]:
     """Complete settings as their family sees them: two that draw the same picture become one.
 
-    For Stable Diffusion: guidance at or below 1 is off, and the negative prompt with it; strength counts
-    through the steps it leaves; a missing negative prompt is an empty one.
+    A scheduler's options count where they differ from the model's own. For Stable Diffusion: guidance at or
+    below 1 is off, and the negative prompt with it; strength counts through the steps it leaves; a missing
+    negative prompt is an empty one.
     """
     canon = dict(settings)
     if model.family.none_is_empty and canon.get("negative_prompt", "") is None:
@@ -114,6 +115,10 @@ def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str,
         and canon.get("scheduler", "DDIMScheduler") not in SCHEDULERS_WITH_ETA
     ):
         canon.pop("eta", None)  # the pipelines give it only to a scheduler whose step takes it
+    options = model.scheduler_options.get(str(canon.get("scheduler")), {})
+    for name in model.scheduler_kinds.keys() & canon.keys():
+        if name not in options or canon[name] is None or canon[name] == options[name]:
+            del canon[name]  # not this scheduler's, or what the model's configuration says anyway
     if not guidance_is_on(canon, model):
         for name in _WITH_GUIDANCE_ONLY:
             canon.pop(name, None)
@@ -197,6 +202,10 @@ def why_twins(settings: Mapping[str, Value], twin: Mapping[str, Value], model: M
             reasons.append("a missing negative_prompt is an empty one")
     if "eta" in differing and settings.get("scheduler") not in SCHEDULERS_WITH_ETA:
         reasons.append(f"eta changes nothing with {settings.get('scheduler')}")
+    options = sorted(differing & model.scheduler_kinds.keys())
+    if options:
+        names = " and ".join(options)
+        reasons.append(f"{settings.get('scheduler')} has no {names}, or has it so by itself")
     if "strength" in differing:
         steps, run = settings["num_inference_steps"], effective_steps(settings, model)
         reasons.append(

@@ -264,6 +264,19 @@ class CometSpec(_Section):
     )
 
 
+class EngineSpec(_Section):
+    """How the machines work; nothing here changes a picture beyond the last bits."""
+
+    rows: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        "auto",
+        description="UNet rows per call; auto measures what is fastest. With guidance an image takes two",
+    )
+    compile: bool = Field(False, description="compile the UNet: minutes once, then faster; for long studies")
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none", description="keep parts of the model in main memory where the GPU is too small for all of it"
+    )
+
+
 class StudySpec(_Section):
     """Everything about one sweep, as the study file says it."""
 
@@ -288,6 +301,7 @@ class StudySpec(_Section):
     objective: Literal["clip_score"] = "clip_score"
     clip_model: str | None = Field(None, description="the CLIP that judges, named like `model`")
     comet: CometSpec = CometSpec()  # type: ignore[call-arg]
+    engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float16 on a GPU, float32 on a CPU"
     )

@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -95,6 +96,33 @@ def test_the_scores_are_those_of_the_stored_pictures(finished: Finished) -> None
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
     again = scorer.score(pictures, ["a realistic green dragon"] * len(rows))
     assert again == pytest.approx([row["value"] for row in rows], abs=0.01)
+
+
+def test_the_script_of_an_image_draws_it_again_with_plain_diffusers(
+    finished: Finished, tmp_path: Path
+) -> None:
+    _, root, _ = finished
+    rows = api.frame("dragon", root).to_pylist()
+    row = next(r for r in rows if r["guidance_scale"] == 5 and r["strength"] == 1 and r["negative_prompt"])
+    shown = api.show(row["image_id"][:8], root)
+    assert shown.png is not None
+    assert shown.png == row["image"]["bytes"]
+    assert "search_spaces" not in shown.code
+    (tmp_path / "again.py").write_text(shown.code, encoding="utf-8")
+    subprocess.run([sys.executable, "again.py"], cwd=tmp_path, check=True, capture_output=True)
+    again = np.asarray(Image.open(tmp_path / f"{row['image_id']}.png"), dtype=int)
+    assert np.abs(again - np.asarray(Image.open(io.BytesIO(shown.png)))).max() <= 1
+
+
+def test_an_image_that_is_not_there(finished: Finished) -> None:
+    _, root, _ = finished
+    for name, words in (
+        ("0" * 32, "holds none"),
+        ("dragon", "is not an image_id"),
+        ("../x", "is not an image_id"),
+    ):
+        with pytest.raises(InputError, match=words):
+            api.show(name, root)
 
 
 def test_it_finds_that_guidance_and_strength_make_the_dragon(finished: Finished) -> None:

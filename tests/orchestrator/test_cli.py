@@ -66,6 +66,22 @@ EDITS = {
         "padding_mask_crop: {low: 0.5, high: 8.5, step: 2}",
         ["space.padding_mask_crop: 0.5 does not fit"],
     ),
+    "an option that no scheduler of the study has": (
+        "strength: [0.3, 1.0]",
+        "use_karras_sigmas: [true, false]",
+        ["use_karras_sigmas: DDIMScheduler has no such option", "EulerDiscreteScheduler"],
+    ),
+    "a value that a scheduler's option does not take": (
+        "strength: [0.3, 1.0]",
+        "timestep_spacing: [leading, sideways]",
+        ["DDIMScheduler does not take timestep_spacing sideways"],
+    ),
+    "a wrong type of a scheduler's option": (
+        "strength: [0.3, 1.0]",
+        "timestep_spacing: [leading, 3]",
+        ["space.timestep_spacing: 3 does not fit", "a scheduler takes a text or null"],
+    ),
+    "rows below 1": ("seeds: 2", "engine: {rows: 0}", ["engine.rows", "0"]),
     "steps that the only scheduler does not take": (
         "num_inference_steps: [2, 4]",
         "scheduler: [LCMScheduler]\n  num_inference_steps: [51, 60]",

@@ -215,6 +215,22 @@ def test_past_instances_beyond_the_study_are_not_counted() -> None:
     assert (fewer.images, fewer.generated) == (10, 0)
 
 
+def test_a_pool_without_room_is_not_the_end_of_the_study() -> None:
+    """Everything outstanding may come back at once, after a moment in which there was no room for more."""
+
+    class Lagging(InProcessPool):
+        asked = 0
+
+        def next_done(self, timeout: float) -> Sequence[Done]:
+            self.asked += 1
+            return super().next_done(timeout) if self.asked % 2 == 0 else []
+
+    study, catalog = small_study(), MemoryCatalog()
+    grid = Grid(study.space, study.judge, 3)
+    progress = sweep(study, grid, Lagging(fake_worker(4), 4), catalog, NullTracker())
+    assert progress.images == 15
+
+
 def test_a_tracker_that_fails_stops_nothing() -> None:
     class Broken(RecordingTracker):
         def images(self, records: Sequence[TrackedImage]) -> None:

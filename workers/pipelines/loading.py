@@ -8,7 +8,7 @@ import os
 import types
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,12 @@ _NOT_SETTINGS = frozenset(
     }
 )
 """Keywords with plain values that a study cannot sweep: the instance gives them, or they shape the answer."""
+
+_NOT_OPTIONS = frozenset(
+    {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "trained_betas"}
+    | {"original_inference_steps", "skip_prk_steps"}
+)
+"""What a scheduler must share with the training of the model, and what decides which numbers of steps it takes."""
 
 _KINDS: Mapping[type, Kind] = {bool: "bool", int: "int", float: "float", str: "str"}
 
@@ -124,6 +130,8 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
         defaults_source=entry.source if entry else f"diffusers {pipeline.__name__}.__call__",
         scheduler=scheduler,
         schedulers=schedulers,
+        scheduler_options=_scheduler_options(schedulers, files.json("scheduler/scheduler_config.json")),
+        scheduler_kinds=_all_option_kinds(schedulers),
         step_limits=_step_limits(schedulers, files.json("scheduler/scheduler_config.json")),
         size_multiple=8,  # what every latent diffusion pipeline of diffusers checks
         guidance_embedded=unet.get("time_cond_proj_dim") is not None,
@@ -148,8 +156,12 @@ def describe_clip(name: str | None, model: str, near: Path) -> ScorerDescription
     return ScorerDescription(name="clip_score", model=short, location=location, revision=files.revision)
 
 
-def load_pipeline(model: ModelDescription, device: str) -> Any:  # diffusers pipelines are untyped
-    """The plain diffusers pipeline with the study's dtype, on `device`. Raises InputError where it cannot load."""
+def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -> Any:
+    """The plain diffusers pipeline with the study's dtype, on `device`.
+
+    `offload` (none, model, sequential) is accelerate's, for a GPU that does not hold all of it. Raises
+    InputError where the model cannot load or does not fit.
+    """
     import diffusers
     import torch
     from safetensors import SafetensorError
@@ -170,7 +182,38 @@ def load_pipeline(model: ModelDescription, device: str) -> Any:  # diffusers pip
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"model: {model.name} cannot be loaded: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    if device == "cpu":
+        if offload != "none":
+            raise InputError(f"engine.offload: {offload} needs a GPU to offload from; remove it on a CPU")
+        return pipeline
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    if offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+        return pipeline
+    try:
+        pipeline.to(device)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"model: {model.name} takes {_gigabytes(pipeline):.1f} GB in {model.dtype} and the GPU has "
+            f"{torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free; engine: {{offload: model}} may fit"
+        ) from None
+    for part in ("unet", "vae"):
+        if hasattr(pipeline, part):
+            getattr(pipeline, part).to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def _gigabytes(pipeline: Any) -> float:
+    """The size of a pipeline's weights."""
+    weights = (
+        weight
+        for part in pipeline.components.values()
+        if hasattr(part, "parameters")
+        for weight in part.parameters()
+    )
+    return float(sum(weight.numel() * weight.element_size() for weight in weights)) / 1e9
 
 
 @contextmanager
@@ -183,6 +226,28 @@ def _hushed() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def check_scheduler(model: ModelDescription, settings: Mapping[str, Value]) -> None:
+    """Raise InputError where a scheduler refuses the values of its options."""
+    import diffusers
+
+    name = str(settings["scheduler"])
+    options = {
+        key: settings[key] for key in model.scheduler_options.get(name, {}) if settings.get(key) is not None
+    }
+    steps = settings.get("num_inference_steps")
+    config = _Files(model.location, model.revision, "model", "model_index.json").json(
+        "scheduler/scheduler_config.json"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = getattr(diffusers, name).from_config(config, **options)
+            made.set_timesteps(steps if isinstance(steps, int) else 10)
+    except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        said = ", ".join(f"{key} {value}" for key, value in options.items())
+        raise InputError(f"scheduler: {name} does not take {said}: {_first_line(error)}") from None
 
 
 def unet_calls(model: ModelDescription, settings: Mapping[str, Value]) -> int | None:
@@ -347,17 +412,69 @@ def _has_class(mapping: Mapping[str, type], made_by: str) -> bool:
 
 def _kinds(pipeline: type) -> dict[str, tuple[Kind, ...]]:
     """Every setting the pipeline's call takes, with the types of plain value that its signature allows."""
+    kinds = _signature_kinds(pipeline.__call__)
+    if not _clip_skip_works(pipeline):
+        kinds.pop("clip_skip", None)
+    return {name: allowed for name, allowed in kinds.items() if name not in _NOT_SETTINGS}
+
+
+def _option_kinds(scheduler: str) -> dict[str, tuple[Kind, ...]]:
+    """A scheduler's options with the types of value that they may have; null leaves the model's own."""
+    import diffusers
+
+    made = getattr(diffusers, scheduler).__init__
+    parameters = inspect.signature(made).parameters
+    return {
+        name: tuple(dict.fromkeys((*kinds, *_kind_of(parameters[name].default), "null")))
+        for name, kinds in _signature_kinds(made).items()
+        if name not in _NOT_OPTIONS
+    }
+
+
+def _all_option_kinds(schedulers: Sequence[str]) -> dict[str, tuple[Kind, ...]]:
+    """The options of all schedulers, each with every type that one of them takes."""
     found: dict[str, tuple[Kind, ...]] = {}
-    for parameter in inspect.signature(pipeline.__call__).parameters.values():
+    for scheduler in schedulers:
+        for name, kinds in _option_kinds(scheduler).items():
+            found[name] = tuple(dict.fromkeys((*found.get(name, ()), *kinds)))
+    return found
+
+
+def _kind_of(value: object) -> tuple[Kind, ...]:
+    """The type of a default, where a signature's annotation says otherwise; () for what is no plain value."""
+    return (_KINDS[type(value)],) if type(value) in _KINDS else ()
+
+
+def _scheduler_options(schedulers: Sequence[str], config: Mapping[str, Any]) -> dict[str, dict[str, Value]]:
+    """For each scheduler its options as `from_config` sets them for this model."""
+    import diffusers
+
+    own_defaults = config.get("_use_default_values", ())
+    found: dict[str, dict[str, Value]] = {}
+    for name in schedulers:
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        found[name] = {
+            option: config[option]
+            if option in config and option not in own_defaults
+            else parameters[option].default
+            for option in _option_kinds(name)
+        }
+    return found
+
+
+def _signature_kinds(function: Callable[..., Any]) -> dict[str, tuple[Kind, ...]]:
+    """A function's parameters that take plain values, with the types of value that they take."""
+    found: dict[str, tuple[Kind, ...]] = {}
+    for parameter in inspect.signature(function).parameters.values():
         annotation = parameter.annotation
         is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
         union = typing.get_args(annotation) if is_union else (annotation,)
+        if any(typing.get_origin(each) is typing.Literal for each in union):
+            union = (*union, str)
         kinds = tuple(kind for plain, kind in _KINDS.items() if plain in union)
-        if kinds and parameter.name not in _NOT_SETTINGS:
+        if kinds:
             optional = type(None) in union or parameter.default is None
             found[parameter.name] = (*kinds, "null") if optional else kinds
-    if not _clip_skip_works(pipeline):
-        found.pop("clip_skip", None)
     return found
 
 

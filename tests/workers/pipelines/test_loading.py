@@ -112,6 +112,8 @@ class TestDescribe:
                 "negative_prompt": ("str", "null"),
                 "eta": ("float",),
             },
+            "scheduler_options": toyworld.scheduler_options,
+            "scheduler_kinds": toyworld.scheduler_kinds,
             "step_limits": {"LCMScheduler": (1, 50), "TCDScheduler": (1, 50), "PNDMScheduler": (4, None)},
             "defaults_source": REGISTRY["toyworld"].source,
             "scheduler": "DDIMScheduler",
@@ -207,6 +209,20 @@ class TestDescribe:
                 assert all(
                     value is None or isinstance(value, str | int | float) for value in keywords.values()
                 )
+
+    def test_scheduler_options_are_those_that_from_config_sets(self, toyworld: ModelDescription) -> None:
+        config = load_pipeline(toyworld, "cpu").scheduler.config
+        assert toyworld.scheduler_options.keys() == set(toyworld.schedulers)
+        for name, options in toyworld.scheduler_options.items():
+            made = getattr(diffusers, name).from_config(config).config
+            assert options == {option: made[option] for option in options}
+            assert all(
+                is_of_kind(value, toyworld.scheduler_kinds[option]) for option, value in options.items()
+            )
+        assert toyworld.scheduler_options["DDIMScheduler"]["timestep_spacing"] == "leading"
+        assert toyworld.scheduler_options["DPMSolverMultistepScheduler"]["algorithm_type"] == "dpmsolver++"
+        assert toyworld.scheduler_kinds["use_karras_sigmas"] == ("bool", "null")
+        assert not toyworld.scheduler_kinds.keys() & {"beta_start", "prediction_type", "num_train_timesteps"}
 
     @pytest.mark.parametrize("task", list(AUTO_CLASSES))
     def test_every_pipeline_of_diffusers_has_settings_of_known_types(self, task: Task) -> None:
