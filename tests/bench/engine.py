@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def workload(study: Study, settings: int, seed: int = 0) -> list[ImageRequest]:
             "guidance_scale": draw.uniform(1.0, 20.0),
             "negative_prompt": draw.choice(["", "cartoon"]),
         }
+        drawn = {name: value for name, value in drawn.items() if name in study.model.keywords}
         fixed = {**study.settings, "scheduler": draw.choice(SCHEDULERS)}
         named = study.model_copy(update={"settings": fixed})
         requests += [named.request(drawn, instance) for instance in study.instances[:2]]
@@ -154,6 +156,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--study", type=Path, default=STUDY, help="whose model and input (default the example)"
+    )
     parser.add_argument("--settings", type=int, default=100, help="random settings (default 100)")
     parser.add_argument("--rows", type=int, help="UNet rows (default: measured)")
     parser.add_argument("--compile", action="store_true", help="compile the UNet")
@@ -162,7 +167,8 @@ def main() -> None:
     options = parser.parse_args()
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    resolved = wiring.resolve(STUDY, "runs", torch.cuda.device_count)
+    with tempfile.TemporaryDirectory() as root:
+        resolved = wiring.resolve(options.study, root, torch.cuda.device_count)
     figures = engine_figures(resolved.study, dict(resolved.images), options)
     if options.run:
         figures |= run_figures(resolved)

@@ -185,6 +185,8 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
     if device == "cpu":
         if offload != "none":
             raise InputError(f"engine.offload: {offload} needs a GPU to offload from; remove it on a CPU")
+        if hasattr(pipeline, "vae"):  # decodes a quarter faster so; a UNet gains nothing (DECISIONS.md)
+            pipeline.vae.to(memory_format=torch.channels_last)
         return pipeline
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
