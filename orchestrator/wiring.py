@@ -269,7 +269,10 @@ def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], 
             "torch": torch.__version__,
             "engine": study.engine.model_dump(),
         }
-        engine.rows = remembered_rows(facts, lambda: engine.fastest_rows(example))
+        try:
+            engine.rows = remembered_rows(facts, lambda: engine.fastest_rows(example))
+        except ValueError:  # the example cannot be drawn, of which every request will say why
+            engine.rows = DEFAULT_BATCH
     if study.engine.compile:
         engine.compile()
     return engine

@@ -244,6 +244,7 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     for words in (
         "9 trials × 2 instances = 18",
+        "served by: the slot engine, over StableDiffusionInpaintPipeline: as many UNet rows as are fastest",
         "unknown before the first longer run",
         "switches guidance off",
         "leaves no effective step (6 cells)",

@@ -134,6 +134,25 @@ def test_a_space_of_which_some_can_run_is_taken() -> None:
     study("{strength: {low: 0, high: 0.01}}", rest="search: {strategy: tpe, trials: 3}")
 
 
+@pytest.mark.parametrize(
+    ("space", "example"),
+    [
+        ("{guidance_scale: [1, 7.5, 3]}", {"guidance_scale": 3}),
+        ("{width: [128, 64], height: {low: 64, high: 128, step: 8}}", {"width": 128, "height": 128}),
+        ("{num_inference_steps: [2, 9], strength: [1.0, 0.1]}", {"num_inference_steps": 2, "strength": 1.0}),
+    ],
+)
+def test_the_example_is_of_the_largest_size_and_can_run(space: str, example: Settings) -> None:
+    made = study(space=space)
+    assert made.example == example
+    assert made.judge.obstacle(made.example) is None
+
+
+def test_the_example_of_a_continuous_space() -> None:
+    made = study(space="{guidance_scale: {low: 1, high: 9}}", rest="search: {strategy: tpe, trials: 3}")
+    assert made.example == {"guidance_scale": 9.0}
+
+
 def test_a_huge_space_is_not_walked_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"axis{number}" for number in range(6)]
     huge = "{" + ", ".join(f"{name}: {{low: 0, high: 9}}" for name in names) + "}"
@@ -310,6 +329,7 @@ def test_a_study_survives_json(made: Study) -> None:
         {"space": "{" + ", ".join(reversed([line.strip() for line in SPACE.strip().splitlines()])) + "}"},
         {"rest": "search: {strategy: tpe, trials: 9}"},
         {"rest": "comet: {project: elsewhere}"},
+        {"rest": "engine: {rows: 16, compile: true}"},
         {"token": "another"},
         {"inputs": (CAT.model_copy(update={"image_name": "kitty.png", "mask_name": "m.png"}),)},
         {"model": model(name="toyworld, by another name")},

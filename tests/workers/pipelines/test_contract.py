@@ -11,6 +11,7 @@ from search_spaces.requests import Failed, ImageRequest, Value
 from tests.workers.helpers import a_request, complete, farthest
 from workers.pipelines import Generated, Pipeline
 from workers.pipelines.fake import FakePipeline
+from workers.pipelines.slot_engine import SlotEngine
 from workers.pipelines.whole_call import WholeCallPipeline
 
 ENOUGH = 100
@@ -172,6 +173,22 @@ class TestWholeCallPipeline(PipelineContract):
         self, toyworld: ModelDescription, toyworld_pipeline: Any, inputs: Mapping[str, Image.Image]
     ) -> Pipeline:
         return WholeCallPipeline(toyworld_pipeline, toyworld, inputs, batch=2)
+
+
+class TestSlotEngine(PipelineContract):
+    @pytest.fixture
+    def settings(self, toyworld: ModelDescription) -> Mapping[str, Value]:
+        return complete(toyworld, num_inference_steps=1)
+
+    @pytest.fixture
+    def pictures(self, inputs: Mapping[str, Image.Image]) -> Sequence[str | None]:
+        return list(inputs)[:2]
+
+    @pytest.fixture
+    def pipeline(
+        self, toyworld: ModelDescription, toyworld_pipeline: Any, inputs: Mapping[str, Image.Image]
+    ) -> Pipeline:
+        return SlotEngine(toyworld_pipeline, toyworld, inputs, rows=3, patience=600.0)
 
 
 def _impossible(request: ImageRequest) -> Failed | None:

@@ -1,0 +1,69 @@
+"""Names become objects: the engine for a model, with rows measured once, asked for, or compiled for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from orchestrator import wiring
+from search_spaces.study_file import EngineSpec
+from tests.orchestrator.test_api import study_file
+from tests.workers.helpers import SCHEDULER_NOISE
+from workers.pipelines.loading import load_pipeline
+from workers.pipelines.slot_engine import SlotEngine
+
+pytestmark = SCHEDULER_NOISE
+
+
+@pytest.fixture
+def resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> wiring.Resolved:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return wiring.resolve(study_file(tmp_path), str(tmp_path / "runs"), lambda: 0)
+
+
+def engine_of(resolved: wiring.Resolved, pipeline: Any = None, **spec: Any) -> SlotEngine:
+    study = resolved.study.model_copy(update={"engine": EngineSpec(**spec)})
+    pipeline = pipeline or load_pipeline(study.model, "cpu")
+    return wiring.make_engine(study, pipeline, dict(resolved.images), "cpu")
+
+
+def test_rows_are_measured_once_and_then_remembered(
+    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = engine_of(resolved)
+    assert first.rows in {2**power for power in range(1, 9)}
+    monkeypatch.setattr(SlotEngine, "fastest_rows", lambda *_: pytest.fail("measured again"))
+    assert engine_of(resolved).rows == first.rows
+
+
+def test_rows_that_are_asked_for_are_not_measured(
+    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlotEngine, "fastest_rows", lambda *_: pytest.fail("measured"))
+    assert engine_of(resolved, rows=6).rows == 6
+
+
+def test_a_compiled_engine_pads_its_batches(resolved: wiring.Resolved) -> None:
+    """Blocks are replaced by what they would be compiled to; compiling itself takes minutes."""
+    pipeline = load_pipeline(resolved.study.model, "cpu")
+    compiled: list[str] = []
+    for module in pipeline.unet.modules():
+        module.compile = lambda module=module, **_: compiled.append(type(module).__name__)
+    engine = engine_of(resolved, pipeline, rows=6, compile=True)
+    assert {"ResnetBlock2D", "BasicTransformerBlock"} == set(compiled)
+    sizes: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    request = resolved.study.request(resolved.study.example, resolved.study.instances[0])
+    made = list(engine.advance([request]))
+    while not made:
+        made += engine.advance([])
+    assert set(sizes) == {6}
+    assert isinstance(made[0].picture, Image.Image)
+
+
+def test_offload_needs_a_gpu(resolved: wiring.Resolved) -> None:
+    from search_spaces.errors import InputError
+
+    with pytest.raises(InputError, match=r"engine\.offload: model needs a GPU"):
+        load_pipeline(resolved.study.model, "cpu", "model")
