@@ -62,6 +62,9 @@ _KINDS: Mapping[type, Kind] = {bool: "bool", int: "int", float: "float", str: "s
 _TAKES_DISTILLED = frozenset({"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"})
 """Where these fit, those of distilled models fit too, though diffusers does not list them as compatible."""
 
+_OF_OTHER_MODELS = frozenset({"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"})
+"""Listed as compatible, but made for models that were trained with EDM's preconditioning."""
+
 _IGNORES_GENERATOR = frozenset({"DPMSolverSDEScheduler"})
 """Two calls with one seed give two pictures, so that no image of theirs could be reproduced."""
 
@@ -515,7 +518,7 @@ def _compatible_schedulers(scheduler: str) -> tuple[str, ...]:
     names = {scheduler, *(other.__name__ for other in cls._get_compatibles())}
     if names & _TAKES_DISTILLED:
         names |= {"LCMScheduler", "TCDScheduler"}
-    return tuple(sorted(names - _IGNORES_GENERATOR))
+    return tuple(sorted(names - _IGNORES_GENERATOR - (_OF_OTHER_MODELS - {scheduler})))
 
 
 def _step_limits(schedulers: Sequence[str], config: Mapping[str, Any]) -> dict[str, tuple[int, int | None]]:

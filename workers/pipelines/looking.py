@@ -10,8 +10,15 @@ import torch
 from workers.pipelines.shared_models import LookCall, hand_over
 
 
-def watch(scheduler: Any, stop_after: Callable[[], int | None]) -> None:
-    """Let a scheduler's `step` hand over what it predicts, after as many UNet calls as `stop_after` says then."""
+def watch(
+    scheduler: Any,
+    stop_after: Callable[[], int | None],
+    decodable: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents,
+) -> None:
+    """Let a scheduler's `step` hand over what it predicts, after as many UNet calls as `stop_after` says then.
+
+    `decodable` brings latents into the form that the VAE decodes.
+    """
     step, scale_model_input = scheduler.step, scheduler.scale_model_input
     scale, calls = 1.0, 0
 
@@ -31,7 +38,7 @@ def watch(scheduler: Any, stop_after: Callable[[], int | None]) -> None:
         clean = predicted_clean(scheduler, model_output, timestep, sample, scale) if looks else None
         result = step(model_output, timestep, sample, *arguments, **keywords)
         if clean is not None:
-            hand_over(LookCall(clean, calls))
+            hand_over(LookCall(decodable(clean), calls))
         return result
 
     scheduler.step, scheduler.scale_model_input = watched_step, watched_scale
@@ -60,5 +67,11 @@ def predicted_clean(
         alpha = float(scheduler.alphas_cumprod[round(float(timestep))])
     signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
     if kind == "v_prediction":
-        return signal * sample - noise * model_output
-    return (sample - noise * model_output) / signal
+        clean = signal * sample - noise * model_output
+    else:
+        clean = (sample - noise * model_output) / signal
+    if scheduler.config.get("thresholding", False):
+        return scheduler._threshold_sample(clean)  # type: ignore[no-any-return]
+    if scheduler.config.get("clip_sample", False):
+        return clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+    return clean

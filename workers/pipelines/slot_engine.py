@@ -37,7 +37,6 @@ from workers.pipelines.shared_models import (
     remembered_prompts,
 )
 from workers.pipelines.whole_call import (
-    SchedulerKey,
     call_arguments,
     checked,
     first_line,
@@ -97,7 +96,6 @@ class SlotEngine:
         self._padded, self._patience, self._set_aside = False, patience, set_aside
         self._vae = SharedVae(pipeline.vae)
         self._shared = _shared_attributes(pipeline, self._vae)
-        self._schedulers: dict[SchedulerKey, list[Any]] = defaultdict(list)
         self._aside: OrderedDict[str, _Run] = OrderedDict()
         self._to_decode: list[_Run] = []
         self._finished: list[Generated] = []
@@ -228,13 +226,17 @@ class SlotEngine:
     def _resume(self, run: _Run, answer: Any = None) -> None:
         """Let a call go on until it asks for something or ends."""
         begun = time.perf_counter()
-        outcome = run.thread.switch() if run.asks is None else run.thread.switch(answer)
+        try:
+            outcome = run.thread.switch() if run.asks is None else run.thread.switch(answer)
+        except BaseException:  # a Ctrl-C within the call has ended it
+            self._rows.remove(run)
+            raise
         run.seconds += time.perf_counter() - begun
         self._heed(run, outcome)
 
-    def _refuse(self, run: _Run, error: Exception) -> None:
-        """Let a call end with an error in place of an answer."""
-        self._heed(run, run.thread.throw(error))
+    def _refuse(self, run: _Run, reason: str) -> None:
+        """Let a call end with a reason in place of an answer."""
+        self._heed(run, run.thread.throw(_LostError(reason)))
 
     def _heed(self, run: _Run, outcome: Call | Image.Image | Failed) -> None:
         if isinstance(outcome, UNetCall):
@@ -258,25 +260,35 @@ class SlotEngine:
         """One UNet call, or as few as hold `rows` rows each, for runs whose tensors can stand side by side."""
         while batch:
             part = _as_many_as_fit(batch, self._rows.capacity)
+            begun, problem, halve = time.perf_counter(), None, False
             try:
-                begun = time.perf_counter()
                 noise = self._unet([call for _, call in part])
             except torch.OutOfMemoryError as error:
-                if not self._halve():
-                    for run, _ in part:
-                        self._refuse(run, torch.OutOfMemoryError(first_line(error)))
-                    batch = batch[len(part) :]
+                problem, halve = _reason(error), len(part) > 1
+            except Exception as error:  # noqa: BLE001  # whatever a model raises is its requests' failure
+                problem = _reason(error)
+            # Not within `except`, where the exception would keep the failed call's tensors alive.
+            if halve:
+                self._halve()
                 continue
             batch = batch[len(part) :]
-            total = len(noise)
-            share = (time.perf_counter() - begun) / total
-            start = 0
-            for run, call in part:
-                rows = len(call.sample)
-                run.unet_calls += 1
-                run.seconds += share * rows
-                self._resume(run, noise[start : start + rows])
-                start += rows
+            if problem is None:
+                self._answer(part, noise, time.perf_counter() - begun)
+            elif len(part) > 1:  # each alone, so that only the guilty one is lost
+                for pair in part:
+                    self._call_unet([pair])
+            else:
+                self._refuse(part[0][0], problem)
+
+    def _answer(self, part: Sequence[tuple[_Run, UNetCall]], noise: torch.Tensor, seconds: float) -> None:
+        """Hand each run its rows of the UNet's answer."""
+        start, share = 0, seconds / len(noise)
+        for run, call in part:
+            rows = len(call.sample)
+            run.unet_calls += 1
+            run.seconds += share * rows
+            self._resume(run, noise[start : start + rows])
+            start += rows
 
     def _unet(self, calls: Sequence[UNetCall]) -> torch.Tensor:
         """The UNet's answer for all calls' rows, in their order."""
@@ -293,51 +305,53 @@ class SlotEngine:
         self.usage.useful += rows
         return noise[:rows]
 
-    def _halve(self) -> bool:
-        """Half the rows from now on; False where there is nothing left to halve."""
+    def _halve(self) -> None:
+        """Half the rows from now on."""
         torch.cuda.empty_cache()
-        if self._rows.capacity <= 2:
-            return False
-        self._rows.capacity //= 2
+        self._rows.capacity = max(1, self._rows.capacity // 2)
         self._notes.append(f"out of memory: {self._rows.capacity} UNet rows at a time from here on")
-        return True
 
     def _decode(self) -> None:
-        """Decode everything that is ready, alike latents together; looks are set aside, the others end."""
-        ready, self._to_decode = self._to_decode, []
+        """Decode everything that is ready, alike latents together; looks are set aside, the others go on."""
         by_shape: dict[Hashable, list[_Run]] = defaultdict(list)
-        for run in ready:
+        for run in self._to_decode:
             assert isinstance(run.asks, DecodeCall | LookCall)
-            by_shape[run.asks.latents.shape, run.asks.latents.dtype].append(run)
+            by_shape[run.asks.latents.shape[1:], run.asks.latents.dtype].append(run)
         for runs in by_shape.values():
             for start in range(0, len(runs), DECODED_TOGETHER):
                 self._decode_alike(runs[start : start + DECODED_TOGETHER])
 
     def _decode_alike(self, runs: Sequence[_Run]) -> None:
         latents = [run.asks.latents for run in runs if isinstance(run.asks, DecodeCall | LookCall)]
-        begun = time.perf_counter()
+        begun, problem = time.perf_counter(), None
         try:
             images = self._vae.decode_now(torch.cat(latents))
-        except torch.OutOfMemoryError as error:
+        except Exception as error:  # noqa: BLE001  # whatever a model raises is its requests' failure
+            problem = _reason(error)
+        if problem is not None and len(runs) > 1:
             torch.cuda.empty_cache()
-            if len(runs) == 1:
-                self._refuse(runs[0], torch.OutOfMemoryError(first_line(error)))
-            for run in runs if len(runs) > 1 else ():
+            for run in runs:
                 self._decode_alike([run])
             return
-        share = (time.perf_counter() - begun) / len(runs)
-        for run, image in zip(runs, images, strict=True):
+        share, start = (time.perf_counter() - begun) / len(runs), 0
+        for run, each in zip(runs, latents, strict=True):
+            self._to_decode.remove(run)
             run.seconds += share
+            if problem is not None:
+                self._refuse(run, problem)
+                continue
+            image, start = images[start : start + len(each)], start + len(each)
             if isinstance(run.asks, LookCall):
-                self._show(run, run.asks.after, image[None])
+                self._show(run, run.asks.after, image)
             else:
-                self._resume(run, image[None])
+                self._resume(run, image)
 
     def _show(self, run: _Run, after: int, image: torch.Tensor) -> None:
         """Give back what a call predicts, and keep the call so that it may go on."""
         picture = self._pipeline.image_processor.postprocess(image, output_type="np")[0]
-        seen = checked(picture, flagged=False)
-        self._give_back(run, seen, run.unet_calls, after)
+        self._give_back(run, checked(picture, flagged=False), run.unet_calls, after)
+        if run.request.image_id in self._aside:
+            self._end(self._aside.pop(run.request.image_id))
         self._aside[run.request.image_id] = run
         if len(self._aside) > self._set_aside:
             _, oldest = self._aside.popitem(last=False)
@@ -346,28 +360,49 @@ class SlotEngine:
     def _draw(self, run: _Run) -> Image.Image | Failed:
         """The body of a run: one plain call on a pipeline whose heavy parts are shared."""
         request = run.request
-        key = scheduler_key(request, self._model)
         try:
-            scheduler = self._scheduler(key)
+            key = scheduler_key(request, self._model)
+            scheduler = made_scheduler(key, self._pipeline.scheduler.config)
             pipeline = copy.copy(self._pipeline)
             # Past the pipeline's own __setattr__, which would write every assignment into its configuration.
             vars(pipeline).update(self._shared, scheduler=scheduler)
             if request.stop_after is not None:
-                watch(scheduler, lambda: run.request.stop_after)
+                watch(scheduler, lambda: run.request.stop_after, self._decodable)
             result = pipeline(**call_arguments([request], self._model, self._inputs))
-            if request.stop_after is None:
-                self._schedulers[key].append(scheduler)
-        except torch.OutOfMemoryError as error:
-            return Failed("lost", f"out of memory: {first_line(error)}")
+        except _LostError as error:
+            return Failed("lost", str(error))
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
-            return Failed("lost", f"{type(error).__name__}: {first_line(error)}")
+            return Failed("lost", _reason(error))
         flagged = getattr(result, "nsfw_content_detected", None) or [False]
+        if not len(result.images):
+            return Failed("lost", "the pipeline gave no picture")
         return checked(result.images[0], bool(flagged[0]))
 
-    def _scheduler(self, key: SchedulerKey) -> Any:
-        """One that no running call has; `set_timesteps`, with which every call begins, makes it as new."""
-        idle = self._schedulers[key]
-        return idle.pop() if idle else made_scheduler(key, self._pipeline.scheduler.config)
+    def _decodable(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the model's own pipeline scales and casts them before it decodes."""
+        config = self._pipeline.vae.config
+        factor, mean, std = (
+            float(config["scaling_factor"]),
+            config.get("latents_mean"),
+            config.get("latents_std"),
+        )
+        if not hasattr(self._pipeline, "upcast_vae"):  # SDXL's pipelines have it, and the statistics
+            return latents / factor
+        if latents.dtype == torch.float16 and config["force_upcast"]:
+            latents = latents.float()
+        if mean is None or std is None:
+            return latents / factor
+        shift, scale = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, std))
+        return latents * scale / factor + shift
+
+
+class _LostError(Exception):
+    """Thrown into a call whose question has no answer; its text says why."""
+
+
+def _reason(error: Exception) -> str:
+    kind = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
+    return f"{kind}: {first_line(error)}"
 
 
 def _shared_attributes(pipeline: Any, vae: SharedVae) -> dict[str, Any]:

@@ -38,7 +38,6 @@ class WholeCallPipeline:
     def __init__(self, pipeline: Any, model: ModelDescription, inputs: Inputs, batch: int) -> None:
         self._pipeline, self._model, self._inputs, self._batch = pipeline, model, inputs, batch
         self._own_scheduler = pipeline.scheduler
-        self._schedulers: dict[SchedulerKey, Any] = {(model.scheduler, ()): pipeline.scheduler}
         self._queue: list[ImageRequest] = []
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
@@ -86,7 +85,8 @@ class WholeCallPipeline:
 
     def _call(self, group: Sequence[ImageRequest]) -> list[Image.Image | Failed]:
         arguments = call_arguments(group, self._model, self._inputs)
-        self._pipeline.scheduler = self._scheduler(group[0])
+        key = scheduler_key(group[0], self._model)
+        self._pipeline.scheduler = made_scheduler(key, self._own_scheduler.config)
         try:
             with torch.inference_mode():
                 result = self._pipeline(**arguments)
@@ -94,12 +94,6 @@ class WholeCallPipeline:
             self._pipeline.scheduler = self._own_scheduler
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(group)
         return [checked(image, flag) for image, flag in zip(result.images, flagged, strict=True)]
-
-    def _scheduler(self, request: ImageRequest) -> Any:
-        key = scheduler_key(request, self._model)
-        if key not in self._schedulers:
-            self._schedulers[key] = made_scheduler(key, self._own_scheduler.config)
-        return self._schedulers[key]
 
 
 def call_arguments(
@@ -142,7 +136,10 @@ def scheduler_key(request: ImageRequest, model: ModelDescription) -> SchedulerKe
 
 
 def made_scheduler(key: SchedulerKey, config: Mapping[str, Any]) -> Any:
-    """A scheduler of that class with the model's own configuration, but for the options."""
+    """A scheduler of that class with the model's own configuration, but for the options.
+
+    For one call only: some change their own options with the number of steps, and keep them so.
+    """
     import diffusers
 
     name, options = key

@@ -9,7 +9,7 @@ from PIL import Image
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Failed, ImageRequest, Value
 from tests.workers.helpers import a_request, complete, farthest
-from workers.pipelines import Generated, Pipeline
+from workers.pipelines import Generated, Pipeline, slot_engine
 from workers.pipelines.fake import FakePipeline
 from workers.pipelines.slot_engine import SlotEngine
 from workers.pipelines.whole_call import WholeCallPipeline
@@ -186,8 +186,13 @@ class TestSlotEngine(PipelineContract):
 
     @pytest.fixture
     def pipeline(
-        self, toyworld: ModelDescription, toyworld_pipeline: Any, inputs: Mapping[str, Image.Image]
+        self,
+        toyworld: ModelDescription,
+        toyworld_pipeline: Any,
+        inputs: Mapping[str, Image.Image],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> Pipeline:
+        monkeypatch.setattr(slot_engine, "DECODED_TOGETHER", 2)  # else it waits until all seven are ready
         return SlotEngine(toyworld_pipeline, toyworld, inputs, rows=3, patience=600.0)
 
 
