@@ -1,5 +1,6 @@
 """The slot engine draws what plain diffusers draws, whatever shares its batches, and loses only what fails."""
 
+import copy
 import functools
 import gc
 import itertools
@@ -70,6 +71,7 @@ class Bench:
     inputs: Inputs
     pairs: Sequence[Pair]
     drawn: dict[str, Image.Image] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
 
     def engine(self, rows: int = 8, **options: Any) -> SlotEngine:
         """One that gives up waiting only when it has nothing to do."""
@@ -98,14 +100,20 @@ class Bench:
             pixel_hash(mask) if self.model.task == "inpainting" else None,
         )
 
+    def scheduler(self, name: str, options: Mapping[str, Value]) -> Any:
+        """A fresh one as diffusers' guide changes schedulers; a copy, since some take 0.2 s to make."""
+        key = repr((name, sorted(options.items())))
+        if key not in self.made:
+            self.made[key] = getattr(diffusers, name).from_config(self.plain.scheduler.config, **options)
+        return copy.deepcopy(self.made[key])
+
     def expected(self, request: ImageRequest) -> Image.Image:
         """What plain diffusers makes of a request: a fresh pipeline with a fresh scheduler, one seed, one image."""
         if request.image_id not in self.drawn:
             settings: dict[str, Any] = dict(request.settings)
             options = {name: settings.pop(name) for name in OPTIONS & settings.keys()}
-            scheduler = getattr(diffusers, settings.pop("scheduler"))
             fresh = type(self.plain)(**self.plain.components)
-            fresh.scheduler = scheduler.from_config(self.plain.scheduler.config, **options)
+            fresh.scheduler = self.scheduler(settings.pop("scheduler"), options)
             fresh.set_progress_bar_config(disable=True)
             if request.image is not None:
                 settings["image"] = self.inputs[request.image]
@@ -184,8 +192,8 @@ def batches(load: Load, text: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def samplers(model: ModelDescription) -> list[dict[str, Value]]:
-    """Every scheduler that plain diffusers can make for the model, and those that draw more noise on the way."""
-    plain: list[dict[str, Value]] = [{"scheduler": name} for name in drawable(model)]
+    """Every scheduler that the model offers, and those that draw more noise on the way."""
+    plain: list[dict[str, Value]] = [{"scheduler": name} for name in model.schedulers]
     return [
         *plain,
         {"scheduler": "DDIMScheduler", "eta": 0.5},
@@ -205,21 +213,8 @@ def variants(model: ModelDescription) -> list[dict[str, Value]]:
         },
     ]
     for option, value in (("use_karras_sigmas", True), ("timestep_spacing", "trailing")):
-        takes = [name for name in drawable(model) if option in model.scheduler_options[name]]
+        takes = [name for name in model.schedulers if option in model.scheduler_options[name]]
         found += [{"scheduler": name, option: value} for name in takes]
-    return found
-
-
-def drawable(model: ModelDescription) -> list[str]:
-    """The schedulers that plain diffusers can make from the model's configuration."""
-    config = getattr(diffusers, model.scheduler).load_config(model.location, subfolder="scheduler")
-    found = []
-    for name in model.schedulers:
-        try:
-            getattr(diffusers, name).from_config(config)
-        except (TypeError, ValueError):
-            continue
-        found.append(name)
     return found
 
 
@@ -301,9 +296,11 @@ class TestEveryPictureIsThePlainOne:
         assert farthest(pictured(made), text.expected(plain)) <= 1
 
     def test_every_scheduler_offered_can_be_made(self, load: Load) -> None:
-        for name, task in GROUPS:
-            model = load(name, task).model
-            assert drawable(model) == list(model.schedulers)
+        for group in (GROUPS[0], GROUPS[1], GROUPS[4]):
+            bench = load(*group)
+            assert len(bench.model.schedulers) > 10
+            for scheduler in bench.model.schedulers:
+                assert bench.scheduler(scheduler, {}).config
 
 
 class TestHalfPrecision:
@@ -315,7 +312,7 @@ class TestHalfPrecision:
         bench = load(name, "inpainting")
         model = bench.model.model_copy(update={"dtype": "float16"})
         pipeline, plain = (load_pipeline(model, "cpu") for _ in range(2))
-        half = replace(bench, model=model, pipeline=pipeline, plain=plain, drawn={})
+        half = replace(bench, model=model, pipeline=pipeline, plain=plain, drawn={}, made={})
         seen, original = [], pipeline.vae.decode
 
         def noting(latents: torch.Tensor, **keywords: Any) -> Any:
@@ -839,14 +836,15 @@ class TestWhatIsRemembered:
             drained(engine, [bench.request(seed)])
         assert len(encoded) == 3
 
-    def test_schedulers_are_as_new_when_they_serve_again(self, text: Bench) -> None:
-        engine = text.engine(rows=2)
-        for steps in (5, 4):
-            requests = [
-                text.request(scheduler=each, num_inference_steps=steps) for each in drawable(text.model)
-            ]
-            made = drained(engine, requests)
-        text.assert_plain(made, requests)
+    def test_schedulers_serve_again_as_new_and_nobody_else_meanwhile(self, text: Bench) -> None:
+        engine, names = text.engine(rows=64), text.model.schedulers
+        drained(engine, [text.request(scheduler=name, num_inference_steps=5) for name in names])
+        requests = [
+            text.request(seed, scheduler=name, num_inference_steps=4 + 2 * seed)
+            for seed in range(2)
+            for name in names
+        ]
+        text.assert_plain(drained(engine, requests), requests)
 
     def test_a_scheduler_that_changes_its_own_options_is_as_new(self, load: Load) -> None:
         """The single-step solver sets `lower_order_final` for good where the steps leave a remainder."""
