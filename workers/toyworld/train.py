@@ -42,7 +42,7 @@ class Settings:
     text_samples: int = 192_000
     clip_samples: int = 179_200
     clip_batch: int = 64
-    vae_samples: int = 144_000
+    vae_samples: int = 120_000
     vae_batch: int = 16
     decoder_samples: int = 20_000
     decoder_batch: int = 8
