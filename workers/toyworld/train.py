@@ -22,7 +22,7 @@ from workers.toyworld.training.latents import load_latents
 from workers.toyworld.training.loop import Plan, to_folder
 from workers.toyworld.training.tokenizer import train_tokenizer
 from workers.toyworld.training.unet import Lessons, UNetPlan, train_unet
-from workers.toyworld.training.vae import psnr, train_decoder, train_vae
+from workers.toyworld.training.vae import psnr, train_vae
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,9 @@ class Settings:
     clip_batch: int = 64
     vae_samples: int = 120_000
     vae_batch: int = 16
-    decoder_samples: int = 20_000
-    decoder_batch: int = 8
-    unet_samples: int = 416_000
+    unet_samples: int = 400_000
     unet_batch: int = 64
-    caption_noise: float = 0.5
+    caption_noise: float = 0.55
 
     def __post_init__(self) -> None:
         for name in ("processes", "scenes", "masks"):
@@ -57,31 +55,18 @@ class Settings:
         if self.seed < 0:
             raise ValueError(f"seed {self.seed} is negative; seeds are integers from 0")
 
-    def plan(self, part: str) -> Plan:
-        """How a part of the model learns."""
-        if part == "vae":
-            steps = self.vae_samples // self.vae_batch
-            return Plan("vae", steps, self.vae_batch, 1.5e-3, ema=0.998, seed=self.seed + 1)
-        if part == "decoder":
-            steps = self.decoder_samples // self.decoder_batch
-            return Plan("decoder", steps, self.decoder_batch, 6e-4, ema=0.998, seed=self.seed + 5)
-        raise ValueError(f"unknown part {part!r}; known are vae, decoder")
+    def vae_plan(self) -> Plan:
+        """How the VAE learns."""
+        steps = self.vae_samples // self.vae_batch
+        return Plan("vae", steps, self.vae_batch, 1.5e-3, ema=0.998, seed=self.seed + 1)
 
-    def clip_plans(self, name: str, seed: int) -> ClipPlans:
-        """How the shipped CLIP or the judge learns."""
-        text = Plan(f"{name} text", self.text_samples // 128, 128, 1.5e-3, betas=(0.9, 0.98), seed=seed)
-        steps = self.clip_samples // self.clip_batch
-        vision = Plan(
-            f"{name} vision",
-            steps,
-            self.clip_batch,
-            1.5e-3,
-            decay=0.03,
-            ema=0.995,
-            betas=(0.9, 0.98),
-            seed=seed,
-        )
-        return ClipPlans(text, vision)
+    def clip_plans(self) -> ClipPlans:
+        """How the CLIP that ships learns."""
+        return self._clip_plans("clip", self.seed + 2, self.text_samples, self.clip_samples)
+
+    def judge_plans(self) -> ClipPlans:
+        """How the judge learns: half as long, from a seed of its own, so that it shares no fault by chance."""
+        return self._clip_plans("judge", self.seed + 3, self.text_samples // 2, self.clip_samples // 2)
 
     def unet_plan(self) -> UNetPlan:
         """How the UNet learns."""
@@ -96,6 +81,13 @@ class Settings:
             processes=self.processes if self.device == "cpu" else 1,
         )
 
+    def _clip_plans(self, name: str, seed: int, texts: int, pictures: int) -> ClipPlans:
+        batch, betas = self.clip_batch, (0.9, 0.98)
+        return ClipPlans(
+            Plan(f"{name} text", texts // 128, 128, 1.5e-3, betas=betas, seed=seed),
+            Plan(f"{name} vision", pictures // batch, batch, 1.5e-3, 0.03, ema=0.995, betas=betas, seed=seed),
+        )
+
 
 # A GPU draws in minutes what takes a CPU an hour.
 ON_GPU: Mapping[str, int] = {
@@ -106,8 +98,6 @@ ON_GPU: Mapping[str, int] = {
     "clip_batch": 256,
     "vae_samples": 4_000_000,
     "vae_batch": 128,
-    "decoder_samples": 1_000_000,
-    "decoder_batch": 64,
     "unet_samples": 20_000_000,
     "unet_batch": 512,
 }
@@ -138,11 +128,11 @@ class Workshop:
 
     def clip(self) -> CLIPModel:
         """Train the CLIP that ships, or load it."""
-        return self._clip("clip", self.settings.seed + 2)
+        return self._clip("clip", self.settings.clip_plans())
 
     def judge(self) -> CLIPModel:
-        """Train the CLIP that only judges, or load it: its own seed, so that it shares no fault by chance."""
-        return self._clip("judge", self.settings.seed + 3)
+        """Train the CLIP that only judges, or load it."""
+        return self._clip("judge", self.settings.judge_plans())
 
     def text_encoder(self) -> Path:
         """Give the folder of the text tower that the UNet reads with."""
@@ -156,19 +146,9 @@ class Workshop:
         folder = self.folder / "vae"
         if not folder.exists():
             vae = train_vae(
-                self.settings.plan("vae"), self.scenes(), _pictures(), self.folder / "vae.ckpt", self.device
+                self.settings.vae_plan(), self.scenes(), _pictures(), self.folder / "vae.ckpt", self.device
             )
             print(f"vae: {psnr(vae, _pictures().to(self.device)):.2f} dB on held-out scenes", flush=True)
-            to_folder(folder, vae.save_pretrained)
-        return AutoencoderKL.from_pretrained(folder)
-
-    def decoder(self) -> AutoencoderKL:
-        """Train the VAE's decoder further, or load the VAE with it."""
-        folder = self.folder / "vae-refined"
-        if not folder.exists():
-            plan, file = self.settings.plan("decoder"), self.folder / "decoder.ckpt"
-            vae = train_decoder(plan, self.vae(), self.scenes(), _pictures(), file, self.device)
-            print(f"decoder: {psnr(vae, _pictures().to(self.device)):.2f} dB on held-out scenes", flush=True)
             to_folder(folder, vae.save_pretrained)
         return AutoencoderKL.from_pretrained(folder)
 
@@ -201,7 +181,7 @@ class Workshop:
         encoder = CLIPTextModel.from_pretrained(self.text_encoder())
 
         def write(folder: Path) -> None:
-            export_pipeline(self.decoder(), self.unet(), encoder, self.tokenizer(), folder / "pipeline")
+            export_pipeline(self.vae(), self.unet(), encoder, self.tokenizer(), folder / "pipeline")
             export_clip(self.clip(), self.tokenizer(), folder / "clip")
 
         folder = self.folder / "model"
@@ -212,12 +192,11 @@ class Workshop:
         if size > LIMIT:
             raise RuntimeError(f"{folder} has {size} bytes; the bundled model may have {LIMIT}")
 
-    def _clip(self, name: str, seed: int) -> CLIPModel:
+    def _clip(self, name: str, plans: ClipPlans) -> CLIPModel:
         folder = self.folder / f"{name}-model"
         if not folder.exists():
-            plans, held_out = self.settings.clip_plans(name, seed), _held_out(256)
             clip = train_clip(
-                plans, self.scenes(), held_out, self.tokenizer(), self.folder / name, self.device
+                plans, self.scenes(), _held_out(256), self.tokenizer(), self.folder / name, self.device
             )
             accuracy = zero_shot_accuracy(clip, self.tokenizer(), _held_out(1000))
             told = ", ".join(f"{attribute} {share:.1%}" for attribute, share in accuracy.items())
@@ -234,7 +213,6 @@ STAGES: Mapping[str, Callable[[Workshop], object]] = {
     "clip": Workshop.clip,
     "judge": Workshop.judge,
     "unet": Workshop.unet,
-    "decoder": Workshop.decoder,
     "export": Workshop.export,
 }
 """The parts of the training, in order; each runs what it needs and finds undone."""

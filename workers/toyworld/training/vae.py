@@ -69,32 +69,6 @@ def train_vae(
     return standardised(vae, data)
 
 
-def train_decoder(
-    plan: Plan, vae: AutoencoderKL, data: SceneSet, held_out: Tensor, file: Path, device: torch.device
-) -> AutoencoderKL:
-    """Let the decoder alone go on with whole pictures: the latents, and so the UNet, stay as they are."""
-    vae = vae.to(device, memory_format=torch.channels_last)
-    vae.requires_grad_(False)
-    weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    for weight in weights:
-        weight.requires_grad_(True)
-    learner = Learner(plan, weights, file)
-
-    def loss_at(step: int) -> Tensor:
-        draw, noise = plan.draw(step)
-        target = _augmented(data.images[draw.integers(0, len(data), plan.batch)], SIDE, draw).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            mean = vae.encode(target.contiguous(memory_format=torch.channels_last)).latent_dist.mean
-            # What a UNet draws is never quite a latent of a picture.
-            drawn = vae.decode(mean + 0.05 * _normal_like(mean, noise)).sample.float()
-        return _difference(drawn, target)
-
-    learn(learner, loss_at, tell=lambda: {"PSNR": psnr(vae, held_out.to(device))})
-    learner.use_average()
-    vae.requires_grad_(True)
-    return vae
-
-
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
     """Give the mean PSNR, in dB, of pictures (-1..1) that went through the VAE without sampling."""
