@@ -137,19 +137,17 @@ def learn(
     learner: Learner,
     loss_at: Callable[[int], Tensor],
     *,
-    stop_at: int | None = None,
     share: Callable[[Tensor], None] | None = None,
     tell: Callable[[], Mapping[str, float]] = dict,
     leads: bool = True,
 ) -> None:
-    """Take all steps that are left (or those before `stop_at`), with checkpoints and lines of progress.
+    """Take all steps that are left, with checkpoints and lines of progress.
 
     `tell` measures what a line of progress shows beside the loss. Only the process that `leads` tells and saves.
     """
     plan = learner.plan
-    end = plan.steps if stop_at is None else min(stop_at, plan.steps)
     begun, first, saved, told, mean = time.monotonic(), learner.step, time.monotonic(), -math.inf, math.nan
-    while learner.step < end:
+    while learner.step < plan.steps:
         loss = loss_at(learner.step)
         learner.learn(loss, share)
         value = loss.item()
@@ -159,7 +157,7 @@ def learn(
             )
         mean = value if math.isnan(mean) else 0.98 * mean + 0.02 * value
         now = time.monotonic()
-        last = learner.step == end
+        last = learner.step == plan.steps
         if leads and (last or now - saved > SAVE_EVERY):
             learner.save()
             saved = now
