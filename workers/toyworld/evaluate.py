@@ -49,7 +49,7 @@ DEFAULTS: Mapping[str, Any] = dict(REGISTRY["toyworld"].defaults)
 # Far from the held-out scenes that train.py shows figures of while it runs.
 _SCENES = range(HELD_OUT + 100_000, HELD_OUT + 101_000)
 _BATCH = 16
-_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True)
@@ -429,10 +429,10 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
 def replace_figures(card: str, figures: str) -> str:
     """Put figures between a card's two marks."""
-    if card.count(_BEGIN) != 1 or card.count(_END) != 1:
-        raise ValueError(f"the card must have one line {_BEGIN} and one line {_END} for the figures")
-    before, rest = card.split(_BEGIN)
-    return f"{before}{_BEGIN}\n\n{figures}\n\n{_END}{rest.split(_END)[1]}"
+    if card.count(BEGIN) != 1 or card.count(END) != 1:
+        raise ValueError(f"the card must have one line {BEGIN} and one line {END} for the figures")
+    before, rest = card.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{figures}\n\n{END}{rest.split(END)[1]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

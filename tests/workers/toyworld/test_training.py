@@ -71,15 +71,15 @@ def stage(
     """Trains one stage for a few steps in a folder, from a seed; gives the weights."""
 
     def vae(folder: Path, seed: int) -> Weights:
-        plan = Plan("vae", 6, 4, 1e-3, ema=0.9, seed=seed)
+        plan = Plan("vae", 5, 4, 1e-3, ema=0.9, seed=seed)
         return dict(train_vae(plan, scenes, pixels(scenes.images[:2]), folder / "vae.ckpt", CPU).state_dict())
 
     def clip(folder: Path, seed: int) -> Weights:
-        plans = ClipPlans(Plan("text", 3, 6, 1e-3, seed=seed), Plan("vision", 4, 6, 1e-3, ema=0.9, seed=seed))
+        plans = ClipPlans(Plan("text", 3, 6, 1e-3, seed=seed), Plan("vision", 3, 6, 1e-3, ema=0.9, seed=seed))
         return dict(train_clip(plans, scenes, scenes, tokenizer, folder / "clip", CPU).state_dict())
 
     def unet(folder: Path, seed: int) -> Weights:
-        plan = UNetPlan("unet", 4, 4, 1e-3, ema=0.9, seed=seed)
+        plan = UNetPlan("unet", 3, 2, 1e-3, ema=0.9, seed=seed)
         return dict(train_unet(plan, lessons, folder / "unet.ckpt", CPU).state_dict())
 
     stages: Mapping[str, Callable[[Path, int], Weights]] = {"vae": vae, "clip": clip, "unet": unet}
