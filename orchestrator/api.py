@@ -13,8 +13,8 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,17 +24,20 @@ from rich.console import Console
 
 from orchestrator import wiring
 from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
+from orchestrator.catalog.schema import row_settings
 from orchestrator.display import watching
 from orchestrator.plan import Plan, make_plan, remember_rate, surveyed, trial_count
 from orchestrator.pool import Pool
 from orchestrator.report.contact_sheet import contact_sheet
 from orchestrator.report.results import Results, TrialResult
+from orchestrator.report.script import script
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.requests import Failed, Scored, Settings, Value
+from search_spaces.space import Survey
 from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
 
@@ -55,6 +58,11 @@ class RunResult:
     contact_sheet: Path | None
     messages: Sequence[str]
     stopped: bool
+
+    @property
+    def was_complete(self) -> bool:
+        """Whether an earlier run had done everything already."""
+        return not (self.progress.generated or self.progress.reused or self.stopped)
 
     @property
     def exit_code(self) -> int:
@@ -104,8 +112,14 @@ def run(
         say(key_problem)
     connect = partial(ray_session, address)
     clustered = bool(address or os.environ.get("RAY_ADDRESS"))
-    with connect() if clustered else nullcontext():  # a cluster's GPUs decide the study's dtype
-        gpus = cluster_gpus if clustered else _local_gpus
+    with ExitStack() as session:
+
+        def gpus() -> int:  # a cluster's decide the study's dtype; by now the study file has been read
+            if not clustered:
+                return _local_gpus()
+            session.enter_context(connect())
+            return cluster_gpus()
+
         resolved = wiring.resolve(Path(study_file), root, gpus)
         folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
@@ -144,12 +158,28 @@ def _sweep(
     """Run the loop and close the tracker; what was done, and the tracker's closing line."""
     tables = Tables(root)
     past = past_trials(tables, study.name, forget_lost=retry_failed)
-    total = trial_count(study, surveyed(study)) * len(study.instances)
+    found = surveyed(study)
+    total = trial_count(study, found) * len(study.instances)
     tracker = Guarded(wiring.make_tracker(study, root, StudyFolder(root, study.name)))
     strategy = wiring.make_strategy(study, past)
     catalog = ParquetCatalog(tables, study)
-    progress = sweep(study, strategy, pool, catalog, tracker, past, total, watch, interrupted)
+    counted = _of_this_space(past, study, found)
+    progress = sweep(study, strategy, pool, catalog, tracker, counted, total, watch, interrupted)
+    asked = study.search.trials
+    if found and asked is not None and not interrupted() and len(found.candidates) < asked:
+        progress.notes.append(
+            f"the search ended after {len(found.candidates)} of {asked} trials: "
+            "all other cells are their twins or cannot run"
+        )
     return progress, tracker.close()
+
+
+def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
+    """Past trials that the study, as its file is now, would deal too; values may have left an axis since."""
+    if found is None:
+        return list(past)
+    candidates = {study.judge.candidate(settings) for settings in found.candidates}
+    return [trial for trial in past if study.judge.candidate(trial.settings) in candidates]
 
 
 def results(study: str, root: str = DEFAULT_ROOT) -> Results:
@@ -247,6 +277,50 @@ def write_contact_sheet(
     return folder.contact_sheet
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One image of the catalog: its row, its complete settings, where its pixels come from."""
+
+    row: Mapping[str, Value]
+    settings: Settings
+    code: str
+    png: bytes | None
+
+
+def show(image_id: str, root: str = DEFAULT_ROOT) -> Shown:
+    """An image, with the plain diffusers script that draws it again; the beginning of an image_id is enough.
+
+    Raises InputError where the root has no such image, or more than one, or none of its studies' folders.
+    """
+    from workers.pipelines.loading import local_folder
+
+    tables = Tables(root)
+    if not re.fullmatch(r"[0-9a-f]{4,32}", image_id):
+        raise InputError(f"{image_id!r} is not an image_id: 4 to 32 digits from 0 to f, as in the catalog")
+    ids = sorted(
+        {i for i in tables.read("images", ["image_id"])["image_id"].to_pylist() if i.startswith(image_id)}
+    )
+    if len(ids) != 1:
+        problem = f"{len(ids)} images begin with it; give more digits" if ids else f"{root} holds none"
+        raise InputError(f"image {image_id}: {problem}")
+    where = pa.compute.field("image_id") == ids[0]
+    row = tables.read("images", where=where).to_pylist()[0]
+    studies = sorted(set(tables.read("trials", ["study"], where)["study"].to_pylist()))
+    folders = [folder for name in studies if (folder := StudyFolder(root, name)).pinned() is not None]
+    if not folders:
+        raise InputError(
+            f"image {ids[0]}: the folder of its study ({', '.join(studies)}) is gone from {root}/studies"
+        )
+    pinned = folders[0].pinned()
+    assert pinned is not None
+    model = pinned.model
+    settings = row_settings(row, [*model.keywords, *model.scheduler_kinds, "scheduler"])
+    source = str(local_folder(model.location) or model.location)
+    code = script(row, settings, model, source, (folders[0].path / "inputs").absolute())
+    image = row.pop("image")
+    return Shown(row, settings, code, image["bytes"] if image else None)
+
+
 def frame(study: str, root: str = DEFAULT_ROOT) -> pa.Table:
     """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`).
 
@@ -295,5 +369,6 @@ __all__ = [
     "plan",
     "results",
     "run",
+    "show",
     "write_contact_sheet",
 ]

@@ -86,9 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--top", type=_count, default=10, help="settings in the table (default 10)")
     report.set_defaults(command=_report)
 
+    show = commands.add_parser("show", help="one image: its settings, or the script that draws it again")
+    show.add_argument("image", metavar="IMAGE_ID", help="as in the catalog; its beginning is enough")
+    show.add_argument(
+        "--code", action="store_true", help="print a plain diffusers script that draws it again"
+    )
+    show.add_argument("--png", type=Path, metavar="FILE", help="write the picture there")
+    show.set_defaults(command=_show)
+
     schema = commands.add_parser("schema", help="print the study file's JSON Schema, for editors")
     schema.set_defaults(command=_schema)
-    for command in (run, plan, report):
+    for command in (run, plan, report, show):
         command.add_argument(
             "--root",
             default="runs",
@@ -98,10 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -131,6 +138,8 @@ def _run(options: argparse.Namespace) -> int:
         ("study", str(result.folder)),
         *(("note", message) for message in result.messages),
     ]
+    if result.was_complete:
+        rows.append(("complete", "the study was finished before; nothing was left to do"))
     if result.stopped:
         rows.append(("stopped", "the same command goes on where it was"))
     _print_rows(console, rows)
@@ -154,6 +163,22 @@ def _report(options: argparse.Namespace) -> int:
     console.print(render_report(found, options.top))
     sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
     _print_rows(console, [("contact sheet", str(sheet or "none: no picture yet"))])
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    shown = api.show(options.image, options.root)
+    if options.png is not None and shown.png is not None:
+        options.png.write_bytes(shown.png)
+    if options.code:
+        sys.stdout.write(shown.code)
+        return 0
+    facts = {
+        name: value for name, value in shown.row.items() if value is not None and name != "other_settings"
+    }
+    _print_rows(Console(), [(name, str(value)) for name, value in {**facts, **shown.settings}.items()])
     return 0
 
 

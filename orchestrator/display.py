@@ -19,17 +19,19 @@ RATE_WINDOW_SECONDS = 20.0
 
 
 class Speed:
-    """Images per second over the last seconds, and what that means for the rest."""
+    """Images per second over the last seconds, from the first image on: it took the loading along."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._marks: list[tuple[float, int]] = []
 
     def update(self, images: int) -> float | None:
-        """Take note of a count; images per second, None before two counts that differ."""
+        """Take note of a count of images generated; images per second, None before the second that differs."""
         now = self._clock()
-        if not self._marks or images != self._marks[-1][1]:
+        if images and (not self._marks or images != self._marks[-1][1]):
             self._marks.append((now, images))
+        if not self._marks:
+            return None
         while len(self._marks) > 2 and now - self._marks[0][0] > RATE_WINDOW_SECONDS:
             self._marks.pop(0)
         (begun, first), last = self._marks[0], images
@@ -66,7 +68,7 @@ def watching(console: Console, objective: str, quiet: bool) -> Iterator[Callable
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             speed = Speed()
-            yield lambda progress: live.update(_panel(progress, speed.update(progress.images), objective))
+            yield lambda progress: live.update(_panel(progress, speed.update(progress.generated), objective))
     else:
         yield _plain_lines(console, objective)
 
@@ -85,7 +87,7 @@ def _plain_lines(console: Console, objective: str) -> Callable[[Progress], None]
 
     def show(progress: Progress) -> None:
         nonlocal shown, last
-        rate = speed.update(progress.images)
+        rate = speed.update(progress.generated)
         ended = progress.images == progress.total
         due = time.monotonic() - shown >= PLAIN_LINE_SECONDS or ended
         if due and progress.images != last:

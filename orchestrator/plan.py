@@ -155,7 +155,10 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         "study",
         f"{study.name}: {model.name} ({model.task}), {size}, {model.dtype}, {_of(study.settings, 'scheduler')}",
     )
-    yield "served by", f"whole calls of {model.pipeline}"
+    if model.family.slots:
+        yield "served by", f"the slot engine, over {model.pipeline}: {_engine_text(study)}"
+    else:
+        yield "served by", f"whole calls of {model.pipeline}"
     yield "model", model.identity
     fixed = {name: value for name, value in study.settings.items() if value is not None}
     yield (
@@ -191,6 +194,13 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "cannot run", f"{sentence} ({count:,} cells)"
     for warning in plan.warnings:
         yield "note", warning
+
+
+def _engine_text(study: Study) -> str:
+    engine = study.engine
+    rows = "as many UNet rows as are fastest" if engine.rows == "auto" else f"{engine.rows} UNet rows"
+    extras = [*(["compiled"] if engine.compile else []), f"offload {engine.offload}"]
+    return ", ".join([rows, *(extras if engine.offload != "none" else extras[:-1])])
 
 
 def _domain_text(domain: Domain) -> str:

@@ -1,6 +1,7 @@
 """The pool of Ray actors: each holds one worker, stays warm, and has its next work waiting while it computes."""
 
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,6 +18,7 @@ from search_spaces.errors import InputError
 from search_spaces.requests import Failed, ImageRequest
 from workers.worker import Finished, Provenance, Worker
 
+PROBE_SECONDS = 5.0
 CALLS_AHEAD = 2  # one computing, one waiting: a third gains nothing
 DEATHS_ALONE = 2
 """Deaths of actors that held a request and nothing else, after which the request counts as lost."""
@@ -43,18 +45,32 @@ def ray_session(address: str | None) -> Iterator[None]:
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     local = {"num_cpus": cores(), "include_dashboard": False} if target == "local" else {}
+    source = "--address" if address else "RAY_ADDRESS"
+    if not _listens(target):
+        raise InputError(f"{source} {target}: nothing listens there; `ray start --head` prints its address")
     try:
         ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, ValueError) as error:
         if target == "local":
             raise
         first_line = str(error).strip().partition("\n")[0]
-        source = "--address" if address else "RAY_ADDRESS"
         raise InputError(f"{source} {target}: no Ray cluster answers there ({first_line})") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _listens(address: str) -> bool:
+    """Whether something answers at host:port, which Ray would try for minutes; True for other addresses."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def cores() -> int:
@@ -73,8 +89,10 @@ class _RayWorker:
     def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def load(self, make_worker: Callable[[], Worker]) -> None:
+    def load(self, make_worker: Callable[[], Worker]) -> int:
+        """Make the worker; how many requests it wants at a time."""
         self._worker = make_worker()
+        return self._worker.batch
 
     def advance(
         self, new: Sequence[ImageRequest], cancelled: Collection[str]
@@ -110,6 +128,7 @@ class _Actor:
     """One actor as the driver knows it."""
 
     handle: Any
+    batch: int
     calls: dict[Any, _Call] = field(default_factory=dict)  # by the reference of the metadata
     held: dict[str, ImageRequest] = field(default_factory=dict)
     stored: dict[str, Picture] = field(default_factory=dict)
@@ -151,7 +170,8 @@ class RayPool:
     @property
     def free(self) -> int:
         """Two batches for each actor: one computing, one waiting."""
-        return max(0, CALLS_AHEAD * self._batch * self._workers - self.outstanding)
+        wanted = sum(actor.batch for actor in self._actors) or self._batch * self._workers
+        return max(0, CALLS_AHEAD * wanted - self.outstanding)
 
     @property
     def outstanding(self) -> int:
@@ -200,7 +220,7 @@ class RayPool:
         self._session.close()
 
     def _start(self) -> _Actor:
-        actor = _Actor(self._remote.remote())
+        actor = _Actor(self._remote.remote(), self._batch)
         actor.calls[actor.handle.load.remote(self._make_worker)] = _Call(None, frozenset(), loading=True)
         return actor
 
@@ -227,16 +247,16 @@ class RayPool:
             actor.suspect = suspect.image_id
             self._advance(actor, [suspect])
             return True
-        room = CALLS_AHEAD * self._batch - len(actor.held)
+        room = CALLS_AHEAD * actor.batch - len(actor.held)
         if self._to_score and room > 0:
-            batch = [self._to_score.popleft() for _ in range(min(self._batch, len(self._to_score)))]
+            batch = [self._to_score.popleft() for _ in range(min(actor.batch, len(self._to_score)))]
             actor.held |= {request.image_id: request for request, _ in batch}
             actor.stored |= {request.image_id: picture for request, picture in batch}
             call = actor.handle.score.options(num_returns=2)
             metadata, buffer = call.remote([(request, picture.png()) for request, picture in batch])
             actor.calls[metadata] = _Call(buffer, frozenset())
             return True
-        new = [self._queue.popleft() for _ in range(min(self._batch, room, len(self._queue)))]
+        new = [self._queue.popleft() for _ in range(min(actor.batch, room, len(self._queue)))]
         to_generate = actor.held.keys() - actor.stored.keys()
         if not new and not to_generate:
             return False
@@ -269,7 +289,7 @@ class RayPool:
         call = actor.calls.pop(metadata)
         try:
             if call.loading:
-                ray.get(metadata)
+                actor.batch = ray.get(metadata)
                 return []
             results, buffer = ray.get([metadata, call.buffer])
         except RayTaskError as error:

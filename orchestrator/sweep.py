@@ -84,7 +84,8 @@ class _Sweep:
         self._rows = 0
         for trial in past:
             for instance, outcome in trial.outcomes.items():
-                self._count(Trial(trial.number, trial.settings), instance, outcome)
+                if instance < len(self._instances):
+                    self._count(Trial(trial.number, trial.settings), instance, outcome)
 
     def run(self, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
         stopped = False
@@ -92,14 +93,16 @@ class _Sweep:
             if not stopped and stopping():
                 stopped = True
                 self._pool.cancel(list(self._waiting))
-            dealt = [] if stopped else self._strategy.ask(self._pool.free)
+            room = self._pool.free
+            dealt = [] if stopped else self._strategy.ask(room)
             self._place(dealt)
             answered_only = bool(dealt) and not self._pool.outstanding
             self._take(self._pool.next_done(0.0 if answered_only else WAIT_SECONDS))
             if self._flush_is_due(idle=not self._pool.outstanding):
                 self._flush()
             watch(self._progress)
-            if not dealt and not self._pool.outstanding and not self._judged and not self._done:
+            exhausted = stopped or (room > 0 and not dealt)  # with no room, nothing can be dealt yet
+            if exhausted and not self._pool.outstanding and not self._judged and not self._done:
                 return self._progress
 
     def _place(self, dealt: Sequence[Assignment]) -> None:

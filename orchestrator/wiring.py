@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
@@ -34,8 +35,9 @@ from workers.inputs import pixel_hash, read_image, read_mask
 from workers.png import decode_png, encode_png
 from workers.worker import Worker
 
-if TYPE_CHECKING:  # ray takes a second to import, which `report` and `schema` need not wait for
+if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
     from orchestrator.ray_pool import RayPool
+    from workers.pipelines.slot_engine import SlotEngine
 
 GIB = 2**30
 
@@ -84,6 +86,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     _check_inputs_suit(spec, model, path)
     token = pinned.token if pinned else secrets.token_hex(16)
     study = pin(spec, model, scorer, inputs, token, str(path))
+    _check_scheduler_options(study, path)
     folder.check_continues(study, str(path))
     if holds_another(Tables(root), study):
         raise InputError(
@@ -91,6 +94,31 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
             "give this one another name under 'study', or another --root"
         )
     return Resolved(study, path.read_text(encoding="utf-8"), images, tuple(_stretched(study, images)))
+
+
+MOST_COMBINATIONS = 1000
+"""Of schedulers and their options, that are tried before a study begins."""
+
+
+def _check_scheduler_options(study: Study, path: Path) -> None:
+    """Try every scheduler with every combination of the options that the study gives it."""
+    from workers.pipelines.loading import check_scheduler
+
+    given = {*study.settings, *study.space.axes} & study.model.scheduler_kinds.keys()
+    if not given:
+        return
+    axes = [study.space.axes[name].points() or () for name in given & study.space.axes.keys()]
+    names = [name for name in given if name in study.space.axes]
+    schedulers = study.space.axes["scheduler"].points() if "scheduler" in study.space.axes else None
+    fixed = {**study.settings, "num_inference_steps": study.example.get("num_inference_steps", 10)}
+    every = product(schedulers or (study.settings["scheduler"],), *axes)
+    for scheduler, *values in islice(every, MOST_COMBINATIONS):
+        try:
+            check_scheduler(
+                study.model, {**fixed, "scheduler": scheduler, **dict(zip(names, values, strict=True))}
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
@@ -200,7 +228,7 @@ def build_worker(setup: WorkerSetup) -> Worker:
     if device == "cpu":
         torch.set_num_threads(setup.threads)
     study = setup.study
-    pipeline = load_pipeline(study.model, device)
+    pipeline = load_pipeline(study.model, device, study.engine.offload)
     clip_folder = local_folder(study.scorer.location)
     try:
         if clip_folder is not None:
@@ -211,10 +239,40 @@ def build_worker(setup: WorkerSetup) -> Worker:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(f"clip_model: {study.scorer.model} cannot be loaded: {first_line}") from error
     inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return Worker(
-        WholeCallPipeline(pipeline, study.model, inputs, setup.batch), {study.objective: scorer}, device=name
-    )
+    name, overlap = torch.cuda.get_device_name() if device == "cuda" else "cpu", device == "cuda"
+    scorers = {study.objective: scorer}
+    if not study.model.family.slots:
+        whole = WholeCallPipeline(pipeline, study.model, inputs, setup.batch)
+        return Worker(whole, scorers, name, setup.batch, overlap)
+    engine = make_engine(study, pipeline, inputs, name)
+    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap)
+
+
+def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], device: str) -> "SlotEngine":
+    """The slot engine for a study's model on a device, with as many rows as the study says or are fastest."""
+    import torch
+
+    from workers.pipelines.capacity import remembered_rows
+    from workers.pipelines.slot_engine import SlotEngine
+
+    asked, model = study.engine.rows, study.model
+    engine = SlotEngine(pipeline, model, inputs, 2 if asked == "auto" else asked)
+    if asked == "auto":
+        example = study.request(study.example, study.instances[0])
+        facts = {
+            "model": model.identity,
+            "pipeline": model.pipeline,
+            "dtype": model.dtype,
+            "size": [example.settings.get("width"), example.settings.get("height")],
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "engine": study.engine.model_dump(),
+        }
+        engine.rows = remembered_rows(facts, lambda: engine.fastest_rows(example))
+    if study.engine.compile:
+        engine.compile()
+    return engine
 
 
 @dataclass(frozen=True)

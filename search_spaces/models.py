@@ -1,6 +1,6 @@
 """What is known of models as plain data: their families' rules and their own defaults, with sources."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,16 +98,18 @@ class Family:
     `strength_cuts_steps`: image-to-image and inpainting run min(int(steps × strength), steps) steps, and
     strength has no other effect except that 1 starts inpainting from pure noise.
     `none_is_empty`: a missing negative prompt draws the same as an empty one.
+    `slots`: the slot engine serves it, since its calls were compared with plain ones in mixed batches.
     """
 
     guidance_off_at: float | None = None
     strength_cuts_steps: bool = False
     none_is_empty: bool = False
+    slots: bool = False
 
 
 # Read in diffusers' pipeline_stable_diffusion*.py and pipeline_stable_diffusion_xl*.py.
-STABLE_DIFFUSION = Family(guidance_off_at=1.0, strength_cuts_steps=True, none_is_empty=True)
-STABLE_DIFFUSION_XL = Family(guidance_off_at=1.0, strength_cuts_steps=True, none_is_empty=False)
+STABLE_DIFFUSION = Family(guidance_off_at=1.0, strength_cuts_steps=True, none_is_empty=True, slots=True)
+STABLE_DIFFUSION_XL = Family(guidance_off_at=1.0, strength_cuts_steps=True, none_is_empty=False, slots=True)
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,
@@ -118,12 +120,33 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+Kind = Literal["bool", "int", "float", "str", "null"]
+
+
+def is_of_kind(value: Value, kinds: Collection[Kind]) -> bool:
+    """Whether a setting's value is of one of the kinds; whole numbers are numbers too, true and false are not."""
+    match value:
+        case None:
+            return "null" in kinds
+        case bool():
+            return "bool" in kinds
+        case str():
+            return "str" in kinds
+        case int():
+            return "int" in kinds or "float" in kinds
+    return "float" in kinds
+
+
 class ModelDescription(BaseModel):
     """Everything about a model that decides pixels or the meaning of settings, pinned with the study.
 
     `name` is what the study file says, `location` where it loads from (as in `RegisteredModel`),
     `revision` a hub commit or `sha256:` of the folder's files. `keywords` maps every setting that the
-    pipeline takes to its default. `size_multiple` is in pixels.
+    pipeline takes to its default, `kinds` to the types of value that it may have, where they are known.
+    `scheduler_options` gives, for each scheduler, the options of its own and what this model's configuration
+    sets them to; `scheduler_kinds` the types of value that options may have. `step_limits` gives the fewest
+    and the most num_inference_steps of those schedulers that do not take any number; None is no limit.
+    `size_multiple` is in pixels.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -134,9 +157,13 @@ class ModelDescription(BaseModel):
     pipeline: str
     dtype: Dtype
     keywords: dict[str, Value]
+    kinds: dict[str, tuple[Kind, ...]] = {}
     defaults_source: str
     scheduler: str
     schedulers: tuple[str, ...]
+    scheduler_options: dict[str, dict[str, Value]] = {}
+    scheduler_kinds: dict[str, tuple[Kind, ...]] = {}
+    step_limits: dict[str, tuple[int, int | None]] = {}
     size_multiple: int
     guidance_embedded: bool
     diffusers: str

@@ -41,7 +41,8 @@ class Trial:
 class ImageRequest:
     """Settings × instance, ready for a pipeline: `settings` is complete, fixed and swept alike.
 
-    `score_text` is what the scorer compares the picture with; it is not part of `image_id`.
+    `score_text` is what the scorer compares the picture with; `stop_after` asks for an early look after so
+    many UNet calls. Neither is part of `image_id`.
     """
 
     image_id: str
@@ -51,6 +52,7 @@ class ImageRequest:
     image: str | None
     mask: str | None
     score_text: str
+    stop_after: int | None = None
 
 
 @dataclass(frozen=True)

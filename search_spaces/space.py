@@ -91,14 +91,21 @@ def why_it_cannot_run(settings: Settings, model: ModelDescription) -> str | None
     if effective_steps(settings, model) == 0:
         steps, strength = settings["num_inference_steps"], settings["strength"]
         return f"num_inference_steps {steps} × strength {strength:g} leaves no effective step"
+    scheduler, steps = settings.get("scheduler"), settings.get("num_inference_steps")
+    fewest, most = model.step_limits.get(str(scheduler), (None, None))
+    if isinstance(steps, int) and fewest is not None and steps < fewest:
+        return f"{scheduler} needs at least {fewest} num_inference_steps with this model"
+    if isinstance(steps, int) and most is not None and steps > most:
+        return f"{scheduler} takes at most {most} num_inference_steps with this model"
     return None
 
 
 def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str, Value]:
     """Complete settings as their family sees them: two that draw the same picture become one.
 
-    For Stable Diffusion: guidance at or below 1 is off, and the negative prompt with it; strength counts
-    through the steps it leaves; a missing negative prompt is an empty one.
+    A scheduler's options count where they differ from the model's own. For Stable Diffusion: guidance at or
+    below 1 is off, and the negative prompt with it; strength counts through the steps it leaves; a missing
+    negative prompt is an empty one.
     """
     canon = dict(settings)
     if model.family.none_is_empty and canon.get("negative_prompt", "") is None:
@@ -108,6 +115,10 @@ def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str,
         and canon.get("scheduler", "DDIMScheduler") not in SCHEDULERS_WITH_ETA
     ):
         canon.pop("eta", None)  # the pipelines give it only to a scheduler whose step takes it
+    options = model.scheduler_options.get(str(canon.get("scheduler")), {})
+    for name in model.scheduler_kinds.keys() & canon.keys():
+        if name not in options or canon[name] is None or canon[name] == options[name]:
+            del canon[name]  # not this scheduler's, or what the model's configuration says anyway
     if not guidance_is_on(canon, model):
         for name in _WITH_GUIDANCE_ONLY:
             canon.pop(name, None)
@@ -181,21 +192,32 @@ def why_twins(settings: Mapping[str, Value], twin: Mapping[str, Value], model: M
     dead = differing & {"guidance_scale", *_WITH_GUIDANCE_ONLY}
     if dead:
         if model.guidance_embedded:
-            names = " and ".join(sorted(dead))
-            reasons.append(f"guidance is embedded in this model's UNet, so {names} changes nothing")
+            reasons.append(f"guidance is embedded in this model's UNet, so {_change_nothing(dead)}")
         elif not guidance_is_on(settings, model):
             reasons.append(
                 f"guidance_scale ≤ {model.family.guidance_off_at:g} switches guidance off, so "
-                f"{' and '.join(sorted(dead))} changes nothing there"
+                f"{_change_nothing(dead)} there"
             )
         else:
             reasons.append("a missing negative_prompt is an empty one")
     if "eta" in differing and settings.get("scheduler") not in SCHEDULERS_WITH_ETA:
         reasons.append(f"eta changes nothing with {settings.get('scheduler')}")
+    options = sorted(differing & model.scheduler_kinds.keys())
+    if options:
+        names = " and ".join(options)
+        reasons.append(f"{settings.get('scheduler')} has no {names}, or has it so by itself")
     if "strength" in differing:
-        steps = settings["num_inference_steps"]
+        steps, run = settings["num_inference_steps"], effective_steps(settings, model)
         reasons.append(
-            f"at {steps} steps, strength {twin['strength']:g} and {settings['strength']:g} run the same "
-            f"{effective_steps(settings, model)} steps"
+            f"at {_steps(steps)}, strength {twin['strength']:g} and {settings['strength']:g} run the same "
+            f"{_steps(run)}"
         )
     return "; ".join(reasons)
+
+
+def _change_nothing(names: set[str]) -> str:
+    return f"{' and '.join(sorted(names))} change{'s' if len(names) == 1 else ''} nothing"
+
+
+def _steps(count: Value) -> str:
+    return "1 step" if count == 1 else f"{count} steps"

@@ -1,15 +1,16 @@
 """A study: one run of a study file with every default resolved, as it is pinned in the study's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.errors import InputError, did_you_mean
-from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.domains import FloatRange, IntRange
+from search_spaces.errors import InputError, did_you_mean, shown
+from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.requests import ImageRequest, Instance, Settings, Value, content_hash
 from search_spaces.space import Judge, Space, canonical_settings
-from search_spaces.study_file import CometSpec, SearchSpec, StudySpec
+from search_spaces.study_file import CometSpec, EngineSpec, SearchSpec, StudySpec
 
 PIXEL_REVISION = 1
 """Raised whenever our own code changes the pixels of an unchanged request."""
@@ -50,11 +51,26 @@ class Study(BaseModel):
     search: SearchSpec
     objective: str
     comet: CometSpec
+    engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
 
     @property
     def judge(self) -> Judge:
         """Tells twins and cells that cannot run."""
         return Judge(self.settings, self.model)
+
+    @property
+    def example(self) -> dict[str, Value]:
+        """Swept settings that can run, of the largest values where those can."""
+        last: dict[str, Value] = {}
+        for name, domain in self.space.axes.items():
+            points = domain.points()
+            numbers = isinstance(domain, FloatRange | IntRange) or name in ("width", "height")
+            last[name] = domain.high if isinstance(domain, FloatRange) else (points or ())[-1]
+            if points and numbers:
+                last[name] = max(points, key=lambda value: value or 0)
+        if self.judge.obstacle(last) is None or self.space.size is None:
+            return last
+        return next(cell for cell in self.space.lattice() if self.judge.obstacle(cell) is None)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -105,15 +121,17 @@ def pin(
     """Resolve a study file against its model. Raises InputError for settings that the model does not take."""
     for section, names in (("settings", spec.settings), ("space", spec.space)):
         for name in names:
-            if name not in model.keywords and name not in ("scheduler", "prompt"):
-                known = [*model.keywords, "scheduler"]
+            if name not in {*model.keywords, *model.scheduler_kinds, "scheduler", "prompt"}:
+                known = [*model.keywords, *model.scheduler_kinds, "scheduler"]
                 raise InputError(
                     f"{source}: {section}.{name}: {model.pipeline} takes no setting {name!r}"
                     f"{did_you_mean(name, known)}"
                 )
     if "prompt" in spec.settings:
         raise InputError(f"{source}: settings.prompt: a fixed prompt belongs to each of 'inputs'")
+    _check_kinds(spec, model, source)
     _check_schedulers(spec, model, source)
+    _check_scheduler_options(spec, model, source)
     _check_sizes(spec, model, source)
     defaults: dict[str, Value] = {**model.keywords, "scheduler": model.scheduler}
     fixed = {name: value for name, value in {**defaults, **spec.settings}.items() if name not in spec.space}
@@ -129,6 +147,7 @@ def pin(
         search=spec.search,
         objective=spec.objective,
         comet=spec.comet,
+        engine=spec.engine,
     )
     _check_something_can_run(study, source)
     return study
@@ -140,12 +159,58 @@ def _values(spec: StudySpec, name: str) -> Sequence[Value]:
     return (spec.space[name].points() or ()) if name in spec.space else ()
 
 
+_KIND_NAMES: Mapping[Kind, str] = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "null": "null",
+}
+
+
+def _check_kinds(spec: StudySpec, model: ModelDescription, source: str) -> None:
+    """Every value is of a type that the pipeline's own signature gives its keyword."""
+    for section, names in (("settings", spec.settings), ("space", spec.space)):
+        for name in names:
+            kinds = model.kinds.get(name) or model.scheduler_kinds.get(name, ())
+            unfit = [value for value in _examples(spec, name) if not is_of_kind(value, kinds)]
+            if kinds and unfit:
+                raise InputError(
+                    f"{source}: {section}.{name}: {shown(unfit[0])} does not fit; "
+                    f"{_taker(name, model)} takes {' or '.join(_KIND_NAMES[kind] for kind in kinds)}"
+                )
+
+
+def _taker(name: str, model: ModelDescription) -> str:
+    """Who it is that takes a setting, for a sentence."""
+    return model.pipeline if name in model.kinds else "a scheduler"
+
+
+def _examples(spec: StudySpec, name: str) -> Sequence[Value]:
+    """A setting's values; of a range, floats or integers as it gives them."""
+    match spec.space.get(name):
+        case FloatRange() | IntRange() as found:
+            return (found.low,)
+    return _values(spec, name)
+
+
 def _check_schedulers(spec: StudySpec, model: ModelDescription, source: str) -> None:
     for value in _values(spec, "scheduler"):
         if value not in model.schedulers:
             raise InputError(
                 f"{source}: scheduler: {model.pipeline} with this model does not take "
                 f"{value!r}{did_you_mean(str(value), model.schedulers)}"
+            )
+
+
+def _check_scheduler_options(spec: StudySpec, model: ModelDescription, source: str) -> None:
+    """Every option is one of a scheduler that the study uses."""
+    used = [str(name) for name in _values(spec, "scheduler") or (model.scheduler,)]
+    for name in {**spec.settings, **spec.space}:
+        if name in model.scheduler_kinds and not any(name in model.scheduler_options[each] for each in used):
+            able = [each for each, options in model.scheduler_options.items() if name in options]
+            raise InputError(
+                f"{source}: {name}: {' and '.join(used)} has no such option; it is one of {', '.join(able)}"
             )
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
-from search_spaces.errors import InputError, did_you_mean
+from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task
 from search_spaces.requests import Value, canonical
 
@@ -69,21 +69,21 @@ def parse_value(name: str, raw: object) -> Value:
         if isinstance(raw, int | float):
             _check_storable(name, raw)
             return raw
-        raise ValueError(f"{name}: {_shown(raw)} is not a text, number, true, false or null")
+        raise ValueError(f"{name}: {shown(raw)} is not a text, number, true, false or null")
     if raw is None and keyword.optional:
         return None
     if keyword.kind == "str":
         if isinstance(raw, str):
             return raw
         hint = "" if raw is None or isinstance(raw, dict | list) else "; put it in quotes to make it one"
-        raise ValueError(f"{name}: {_shown(raw)} is not a text{hint}")
+        raise ValueError(f"{name}: {shown(raw)} is not a text{hint}")
     return _parse_number(name, keyword, raw)
 
 
 def _parse_number(name: str, keyword: _Keyword, raw: object) -> int | float:
     kind = "a whole number" if keyword.kind == "int" else "a number"
     if isinstance(raw, bool) or not isinstance(raw, int | float):
-        raise ValueError(f"{name}: {_shown(raw)} is not {kind}")
+        raise ValueError(f"{name}: {shown(raw)} is not {kind}")
     _check_storable(name, raw)
     if keyword.kind == "int" and raw != int(raw):
         raise ValueError(f"{name}: {raw!r} is not {kind}")
@@ -96,7 +96,7 @@ def _parse_number(name: str, keyword: _Keyword, raw: object) -> int | float:
 
 def _check_storable(name: str, raw: float) -> None:
     if isinstance(raw, int) and not -(2**63) <= raw < 2**63:
-        raise ValueError(f"{name}: {_shown(raw)} is too large; a whole number lies within 64 bits")
+        raise ValueError(f"{name}: {shown(raw)} is too large; a whole number lies within 64 bits")
     if not math.isfinite(raw):
         raise ValueError(f"{name}: {raw} is not a finite number")
 
@@ -109,7 +109,7 @@ def parse_domain(name: str, raw: object) -> Domain:
         return _parse_range(name, raw)
     if not isinstance(raw, list):
         raise ValueError(
-            f"{name}: {_shown(raw)} is neither a list of values nor a range; "
+            f"{name}: {shown(raw)} is neither a list of values nor a range; "
             "a single value belongs under 'settings'"
         )
     if not raw:
@@ -119,7 +119,7 @@ def parse_domain(name: str, raw: object) -> Domain:
     for value in values:
         key = (type(value) is bool, canonical(value))
         if key in seen:
-            raise ValueError(f"{name}: {_shown(value)} is listed twice")
+            raise ValueError(f"{name}: {shown(value)} is listed twice")
         seen.add(key)
     return Choices(values=values)
 
@@ -128,7 +128,7 @@ def _parse_range(name: str, raw: Mapping[str, object]) -> FloatRange | IntRange:
     keys = ("low", "high", "step", "log")
     for key in raw:
         if key not in keys:
-            raise ValueError(f"{name}: unknown key {_shown(key)} in a range{did_you_mean(key, keys)}")
+            raise ValueError(f"{name}: unknown key {shown(key)} in a range{did_you_mean(key, keys)}")
     whole = all(isinstance(raw.get(key, 0), int) for key in ("low", "high", "step"))
     keyword = KEYWORDS.get(name, _Keyword(kind="int" if whole else "float", meaning=""))
     if keyword.kind == "str":
@@ -145,7 +145,7 @@ def _parse_range(name: str, raw: Mapping[str, object]) -> FloatRange | IntRange:
         if step <= 0:
             raise ValueError(f"{name}.step: {step:g} must be above 0")
     if not isinstance(log, bool):
-        raise ValueError(f"{name}.log: {_shown(log)} is not true or false")
+        raise ValueError(f"{name}.log: {shown(log)} is not true or false")
     if log and (low <= 0 or step is not None):
         raise ValueError(f"{name}: log needs low above 0 and no step")
     if keyword.kind == "int" and step is None:
@@ -159,12 +159,6 @@ def _parse_range(name: str, raw: Mapping[str, object]) -> FloatRange | IntRange:
     return FloatRange(low=low, high=high, step=step, log=log)
 
 
-def _shown(value: object) -> str:
-    """A value as a message shows it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
-
-
 def _parse_each(parse: Callable[[str, object], object]) -> Callable[[object], object]:
     def parse_mapping(raw: object) -> object:
         if not isinstance(raw, Mapping):
@@ -172,7 +166,7 @@ def _parse_each(parse: Callable[[str, object], object]) -> Callable[[object], ob
         for name in raw:
             if not name.isidentifier():
                 raise ValueError(
-                    f"{_shown(name)} cannot be a pipeline's keyword{did_you_mean(name, KEYWORDS)}"
+                    f"{shown(name)} cannot be a pipeline's keyword{did_you_mean(name, KEYWORDS)}"
                 )
         return {name: parse(name, item) for name, item in raw.items()}
 
@@ -270,6 +264,19 @@ class CometSpec(_Section):
     )
 
 
+class EngineSpec(_Section):
+    """How the machines work; nothing here changes a picture beyond the last bits."""
+
+    rows: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        "auto",
+        description="UNet rows per call; auto measures what is fastest. With guidance an image takes two",
+    )
+    compile: bool = Field(False, description="compile the UNet: minutes once, then faster; for long studies")
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none", description="keep parts of the model in main memory where the GPU is too small for all of it"
+    )
+
+
 class StudySpec(_Section):
     """Everything about one sweep, as the study file says it."""
 
@@ -294,6 +301,7 @@ class StudySpec(_Section):
     objective: Literal["clip_score"] = "clip_score"
     clip_model: str | None = Field(None, description="the CLIP that judges, named like `model`")
     comet: CometSpec = CometSpec()  # type: ignore[call-arg]
+    engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float16 on a GPU, float32 on a CPU"
     )
@@ -311,14 +319,14 @@ class StudySpec(_Section):
         if count < 1:
             raise ValueError(f"seeds: {self.seeds} gives none, and at least one is needed")
         if count > MOST_SEEDS:
-            raise ValueError(f"seeds: {_shown(count)} are more than the {MOST_SEEDS:,} that a study may have")
+            raise ValueError(f"seeds: {shown(count)} are more than the {MOST_SEEDS:,} that a study may have")
         seeds = sorted(self.seed_list)
         for seed, following in pairwise(seeds):
             if seed == following:
-                raise ValueError(f"seeds: {_shown(seed)} is listed twice")
+                raise ValueError(f"seeds: {shown(seed)} is listed twice")
         for seed in (seeds[0], seeds[-1]):
             if not 0 <= seed < 2**63:
-                raise ValueError(f"seeds: {_shown(seed)} is not between 0 and 2^63 - 1")
+                raise ValueError(f"seeds: {shown(seed)} is not between 0 and 2^63 - 1")
         if "prompt" in self.space and any(item.score_text is None for item in self.inputs):
             raise ValueError(
                 "space.prompt: give every input a score_text, so that all prompts are judged by one text"
@@ -371,7 +379,7 @@ def _plain(node: yaml.Node, seen: set[int]) -> object:
             with suppress(ValueError):  # thousands of digits, or half a surrogate pair
                 # A pair of escapes, as JSON writes 😀, is one character; half a pair raises.
                 return convert(node.value.encode("utf-16", "surrogatepass").decode("utf-16"))
-        raise InputError(f"line {line}: {_shown(node.value)} is not of the type {_tag(node)}")
+        raise InputError(f"line {line}: {shown(node.value)} is not of the type {_tag(node)}")
     if id(node) in seen:
         raise InputError(
             f"line {line}: an alias stands for this list or mapping; write it out in both places"
@@ -385,9 +393,9 @@ def _plain(node: yaml.Node, seen: set[int]) -> object:
     for key_node, value_node in node.value:
         key = _plain(key_node, seen)
         if not isinstance(key, str):
-            raise InputError(f"line {key_node.start_mark.line + 1}: the key {_shown(key)} is not a text")
+            raise InputError(f"line {key_node.start_mark.line + 1}: the key {shown(key)} is not a text")
         if key in mapping:
-            raise InputError(f"line {key_node.start_mark.line + 1}: the key {_shown(key)} is given twice")
+            raise InputError(f"line {key_node.start_mark.line + 1}: the key {shown(key)} is given twice")
         mapping[key] = _plain(value_node, seen)
     return mapping
 
@@ -471,16 +479,16 @@ def _sentence(error: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         *parents, key = error["loc"]
         place = f" in {_path(parents)}" if parents else ""
-        return f"unknown key {_shown(key)}{place}{did_you_mean(str(key), _fields(parents))}"
+        return f"unknown key {shown(key)}{place}{did_you_mean(str(key), _fields(parents))}"
     if kind == "missing":
         return f"the key {where!r} is missing"
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{where}: unknown {error['loc'][-1]} {_shown(given)}{did_you_mean(str(given), known)}"
+        return f"{where}: unknown {error['loc'][-1]} {shown(given)}{did_you_mean(str(given), known)}"
     if error["loc"][0] == "seeds":
-        return f"seeds: {_shown(given)} is neither a count nor a list of whole numbers"
+        return f"seeds: {shown(given)} is neither a count nor a list of whole numbers"
     problem = _PROBLEMS.get(kind, "is wrong: " + error["msg"])
-    return f"{where}: {_shown(given)} {problem.format(**error.get('ctx', {}))}"
+    return f"{where}: {shown(given)} {problem.format(**error.get('ctx', {}))}"
 
 
 def _path(parts: Sequence[int | str]) -> str:

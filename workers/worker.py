@@ -2,12 +2,14 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from PIL import Image
 
-from search_spaces.requests import Failed, ImageRequest, Outcome, Scored
+from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from workers.pipelines import Generated, Pipeline
 from workers.png import decode_png, encode_png
 from workers.scoring import Scorer
@@ -37,19 +39,44 @@ class Finished:
 
 
 class Worker:
-    """One pipeline and its scorers on one device; work is taken in and given back as the seam Pipeline does."""
+    """One pipeline and its scorers on one device; work is taken in and given back as the seam Pipeline does.
 
-    def __init__(self, pipeline: Pipeline, scorers: Mapping[str, Scorer], device: str) -> None:
+    `batch` is how many requests keep the pipeline busy until it is called again. With `overlap`, scoring and
+    encoding go on in a thread beside the generation of what follows: for a GPU, which waits for neither.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        scorers: Mapping[str, Scorer],
+        device: str,
+        batch: int = 8,
+        overlap: bool = False,
+    ) -> None:
         self._pipeline, self._scorers, self._device = pipeline, scorers, device
+        self.batch = batch
+        self._beside = ThreadPoolExecutor(1) if overlap else None
+        self._unfinished: deque[Future[list[Finished]]] = deque()
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
         """Take in requests, work until something is finished, score it and encode it."""
-        return self._finish(self._pipeline.advance(new, cancelled), stored=False)
+        made = self._pipeline.advance(new, cancelled)
+        if self._beside is None:
+            return self._finish(made, stored=False)
+        if made:
+            self._unfinished.append(self._beside.submit(self._finish, made, stored=False))
+        # Where nothing was made there is nothing to overlap with: then the oldest is waited for.
+        ended: list[Finished] = []
+        while self._unfinished and (self._unfinished[0].done() or not (made or ended)):
+            ended += self._unfinished.popleft().result()
+        return ended
 
     def score(self, stored: Sequence[tuple[ImageRequest, bytes]]) -> Sequence[Finished]:
         """Score pictures that the catalog has, given as PNG; nothing is generated."""
         made = [Generated(request, decode_png(png), 0.0, None) for request, png in stored]
-        return self._finish(made, stored=True)
+        if self._beside is None:
+            return self._finish(made, stored=True)
+        return self._beside.submit(self._finish, made, stored=True).result()
 
     def _finish(self, made: Sequence[Generated], stored: bool) -> list[Finished]:
         begun = time.perf_counter()
@@ -63,16 +90,19 @@ class Worker:
         finished = []
         for item in made:
             if isinstance(item.picture, Failed):
-                finished.append(Finished(item.request, item.picture, None, self._provenance(item, None, 0.0)))
+                provenance = self._provenance(item, None, 0.0)
+                finished.append(Finished(item.request, item.picture, None, provenance, item.notes))
                 continue
             position = next(order)
+            judged = _judged({name: scores[position] for name, scores in values.items()}, item.after)
+            keep = not stored and item.after is None  # a look is no result
             finished.append(
                 Finished(
                     item.request,
-                    _judged({name: scores[position] for name, scores in values.items()}),
-                    None if stored else encode_png(item.picture, item.request),
+                    judged,
+                    encode_png(item.picture, item.request) if keep else None,
                     self._provenance(item, item.picture, seconds),
-                    notes,
+                    (*item.notes, *notes),
                 )
             )
         return finished
@@ -82,7 +112,9 @@ class Worker:
         return Provenance(self._device, width, height, item.unet_calls, item.seconds, seconds_score)
 
 
-def _judged(scores: Mapping[str, float]) -> Outcome:
+def _judged(scores: Mapping[str, float], after: int | None) -> Outcome:
     """Scores as an outcome; a score that is not a number is a failure, never a number told."""
     wrong = [name for name, value in scores.items() if not math.isfinite(value)]
-    return Failed("infeasible", f"{wrong[0]} is not a finite number") if wrong else Scored(scores)
+    if wrong:
+        return Failed("infeasible", f"{wrong[0]} is not a finite number")
+    return Scored(scores) if after is None else Looked(scores, after)

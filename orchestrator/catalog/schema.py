@@ -1,7 +1,7 @@
 """The catalog's three tables: columns, types and what a row is made from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from orchestrator.catalog import Judged, state
 from orchestrator.pool import Done
-from search_spaces.requests import Failed, Looked, Scored
+from search_spaces.requests import Failed, Looked, Scored, Value
 from search_spaces.space import effective_steps
 from search_spaces.study import PIXEL_REVISION, Study
 
@@ -145,6 +145,12 @@ def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
         "seconds_score": done.provenance.seconds_score,
         "time": datetime.now(UTC),
     }
+
+
+def row_settings(row: Mapping[str, object], names: Collection[str]) -> dict[str, Value]:
+    """Those of some settings that a row of `images` was drawn with."""
+    others = json.loads(str(row["other_settings"]))
+    return {name: row.get(name, others.get(name)) for name in names if name in row or name in others}  # type: ignore[misc]
 
 
 def score_rows(done: Done, study: Study) -> list[dict[str, object]]:

@@ -1,188 +1,153 @@
-"""How fast a study runs, against the plain loop that one would write by hand, side by side in one run.
+"""How fast the slot engine draws what an adaptive search asks for, side by side with plain pipelines in one run.
 
-    python -m tests.bench.engine [--json FILE] [--quick]
+    python -m tests.bench.engine [--json FILE] [--settings N] [--rows N] [--compile] [--memory] [--run]
 
-Figures: `run_vs_loop`, images per second of the whole of a run in its steady state (Ray, CLIP, PNG, catalog)
-over those of a plain diffusers loop over the same requests that also scores and saves, with all threads or
-with one, whichever is faster;
-`import_to_first_image_s` from the command's start to the first durable picture; `peak_memory_mb` of all its
-processes (proportional set size); `demo_s`, the command's whole time on the example study.
+The workload: N random settings (steps 5 to 50, strength 0.3 to 1, guidance 1 to 20, two negative prompts, three
+schedulers), 2 seeds each, on the example study's input. Drawn four times over with the same threads and dtype:
+(a) by a plain call for each request; (b) by plain calls for all requests that one call can serve; (c) by the
+engine; (d) the bare UNet in a tight loop with as many rows as the engine has. (a) to (c) encode and decode, none
+scores or saves. Figures: `engine_vs_loop` (images/s, c over a), `engine_vs_batched` (c over b), `rows_vs_limit`
+(the engine's useful rows/s, wall-clock, over d's), `row_utilisation` (useful rows over rows × ticks).
+
+`--memory` draws 5,000 short requests more and gives `rss_growth_mb`; `--run` adds the figures of `tests.bench.run`.
 """
 
 import argparse
 import json
 import os
-import subprocess
-import sys
+import random
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoPipelineForInpainting
-from transformers import CLIPModel, CLIPProcessor
 
 from orchestrator import wiring
-from orchestrator.catalog.parquet import ParquetCatalog, Tables
-from orchestrator.ray_pool import ray_session
-from orchestrator.sweep import Progress, sweep
-from orchestrator.tracking import NullTracker
-from search_spaces.domains import Choices
-from search_spaces.requests import ImageRequest
-from search_spaces.space import Space
-from workers.pipelines.loading import local_folder
+from search_spaces.requests import ImageRequest, Value
+from search_spaces.study import Study
+from tests.bench.run import STUDY, run_figures
+from workers.device import device_name
+from workers.pipelines import Generated, Pipeline
+from workers.pipelines.loading import load_pipeline
+from workers.pipelines.slot_engine import SlotEngine
+from workers.pipelines.whole_call import WholeCallPipeline
 
-STUDY = Path(__file__).parents[2] / "studies" / "cat-to-dragon.yaml"
-
-
-class PlainLoop:
-    """What one writes by hand: one plain pipeline call per image, CLIP by transformers, a PNG on disk."""
-
-    def __init__(self, resolved: wiring.Resolved, folder: Path) -> None:
-        study = resolved.study
-        model, clip = local_folder(study.model.location), local_folder(study.scorer.location)
-        self.pipeline = AutoPipelineForInpainting.from_pretrained(str(model), dtype=torch.float32)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.clip = CLIPModel.from_pretrained(clip, dtype=torch.float32).eval()
-        self.processor = CLIPProcessor.from_pretrained(clip)
-        self.images, self.folder = resolved.images, folder
-
-    def make(self, request: ImageRequest) -> float:
-        """Generate, score, save; the score."""
-        settings = {name: value for name, value in request.settings.items() if name != "scheduler"}
-        picture = self.pipeline(
-            prompt=request.prompt,
-            image=self.images[request.image or ""],
-            mask_image=self.images[request.mask or ""],
-            generator=torch.Generator().manual_seed(request.seed),
-            **settings,
-        ).images[0]
-        with torch.inference_mode():
-            both = self.processor(
-                text=[request.score_text], images=picture, return_tensors="pt", padding=True, truncation=True
-            )
-            out = self.clip(**both)
-        picture.save(self.folder / f"{request.image_id}.png")
-        return float(100 * torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)[0])
+SCHEDULERS = ("DDIMScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
+LIMIT_SECONDS = 5.0
 
 
-def loop_rate(loop: PlainLoop, requests: Sequence[ImageRequest], threads: int) -> float:
-    """Images per second of the plain loop over requests."""
-    torch.set_num_threads(threads)
+def workload(study: Study, settings: int, seed: int = 0) -> list[ImageRequest]:
+    """Requests as an adaptive search asks them: random settings, each on two seeds."""
+    draw = random.Random(seed)
+    requests = []
+    for _ in range(settings):
+        drawn: dict[str, Value] = {
+            "num_inference_steps": draw.randint(5, 50),
+            "strength": draw.uniform(0.3, 1.0),
+            "guidance_scale": draw.uniform(1.0, 20.0),
+            "negative_prompt": draw.choice(["", "cartoon"]),
+        }
+        drawn = {name: value for name, value in drawn.items() if name in study.model.keywords}
+        fixed = {**study.settings, "scheduler": draw.choice(SCHEDULERS)}
+        named = study.model_copy(update={"settings": fixed})
+        requests += [named.request(drawn, instance) for instance in study.instances[:2]]
+    return requests
+
+
+def drawn(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list[Generated]:
+    """All of a workload, given to a pipeline at once."""
+    back = list(pipeline.advance(requests))
+    while len(back) < len(requests):
+        back += pipeline.advance([])
+    failed = [item.picture for item in back if not hasattr(item.picture, "size")]
+    assert not failed, failed[0]
+    return back
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that a piece of work takes, the device's queue included."""
     begun = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def one_by_one(pipeline: WholeCallPipeline, requests: Iterable[ImageRequest]) -> None:
+    """A plain call for each request."""
     for request in requests:
-        loop.make(request)
-    return len(requests) / (time.perf_counter() - begun)
+        drawn(pipeline, [request])
 
 
-@dataclass
-class Pace:
-    """Images and seconds of a run from its first result on."""
-
-    begun: float | None = None
-    first: int = 0
-    images: int = 0
-    seconds: float = 0.0
-
-    def watch(self, progress: Progress) -> None:
-        """Take note of the progress."""
-        now = time.perf_counter()
-        if progress.generated and self.begun is None:
-            self.begun, self.first = now, progress.generated
-        if self.begun is not None and progress.generated - self.first > self.images:
-            self.images, self.seconds = progress.generated - self.first, now - self.begun
+def limit(engine: SlotEngine, example: ImageRequest) -> float:
+    """Rows per second of the bare UNet in a tight loop, with the engine's rows."""
+    return engine.bare_rate(example, LIMIT_SECONDS)
 
 
-def run_pace(
-    resolved: wiring.Resolved, root: Path, workers: int | None, threads: int | None, batch: int
-) -> Pace:
-    """A run of the study into an empty root, in its steady state."""
-    study = resolved.study
-    crew = wiring.crew(study, workers, 0, batch)
-    crew = replace(crew, threads=threads) if threads else crew
-    pool = wiring.make_pool(resolved, crew, partial(ray_session, None))
-    pace = Pace()
-    try:
-        catalog = ParquetCatalog(Tables(root), study)
-        sweep(study, wiring.make_strategy(study, []), pool, catalog, NullTracker(), watch=pace.watch)
-    finally:
-        pool.close()
-    return pace
+def memory_growth(engine: SlotEngine, study: Study, requests: int = 5000) -> float:
+    """Megabytes that this process grows by over many short requests, after a tenth of them as warm-up."""
+
+    def short(first: int, count: int) -> list[ImageRequest]:
+        swept: dict[str, Value] = {"num_inference_steps": 2, "strength": 1.0, "negative_prompt": ""}
+        seeds = range(first, first + count)
+        grown = study.model_copy(update={"seeds": tuple(seeds)})
+        return [
+            grown.request({**swept, "guidance_scale": 1.0 + number % 3}, instance)
+            for number, instance in enumerate(grown.instances)
+        ]
+
+    drawn(engine, short(0, requests // 10))
+    before = resident()
+    for first in range(0, requests, 100):
+        drawn(engine, short(1000 + first, 100))
+    return resident() - before
 
 
-def tree_memory(root_pid: int) -> float:
-    """Megabytes (proportional set size) of a process and all that descend from it."""
-    parents: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(status.parent.name)] = int(fields[1])
-    family, grown = {root_pid}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in family} - family
-        family, grown = family | more, bool(more)
-    total = 0
-    for pid in family:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 1024
+def resident() -> float:
+    """This process's resident memory in megabytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-@contextmanager
-def peak_memory(pid: int) -> Iterator[list[float]]:
-    """The highest memory of a process tree while the block runs, in the list's only item."""
-    peak, ended = [0.0], threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(0.25):
-            peak[0] = max(peak[0], tree_memory(pid))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        thread.join()
-
-
-def demo_figures(root: Path) -> dict[str, float]:
-    """The command as a user runs it: time to the first picture, whole time, peak memory of all processes."""
-    command = [sys.executable, "-m", "orchestrator.cli", "run", str(STUDY), "--root", str(root)]
-    begun, first = time.perf_counter(), None
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, peak_memory(process.pid) as peak:
-        while process.poll() is None:
-            if first is None and any((root / "catalog" / "images").glob("*.parquet")):
-                first = time.perf_counter() - begun
-            time.sleep(0.02)
-    return {
-        "import_to_first_image_s": first or float("nan"),
-        "demo_s": time.perf_counter() - begun,
-        "peak_memory_mb": peak[0],
+def engine_figures(study: Study, images: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """The figures (a) to (d) of one workload."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain, own = (load_pipeline(study.model, device) for _ in range(2))
+    if options.rows:
+        study = study.model_copy(update={"engine": study.engine.model_copy(update={"rows": options.rows})})
+    if options.compile:
+        study = study.model_copy(update={"engine": study.engine.model_copy(update={"compile": True})})
+    engine = wiring.make_engine(study, own, images, device_name())
+    requests = workload(study, options.settings)
+    loop = WholeCallPipeline(plain, study.model, images, batch=1)
+    batched = WholeCallPipeline(plain, study.model, images, batch=wiring.DEFAULT_BATCH)
+    for pipeline in (loop, engine):
+        drawn(pipeline, workload(study, 3, seed=1))  # warm
+    limit_before = limit(engine, requests[0])
+    seconds_engine = timed(lambda: drawn(engine, requests))
+    usage = engine.usage
+    useful, utilisation = usage.useful, usage.useful / usage.offered
+    limit_after = limit(engine, requests[0])
+    seconds_batched = timed(lambda: drawn(batched, requests))
+    seconds_loop = timed(lambda: one_by_one(loop, requests))
+    figures = {
+        "rows": engine.rows,
+        "threads": torch.get_num_threads(),
+        "images": len(requests),
+        "loop_images_per_s": len(requests) / seconds_loop,
+        "batched_images_per_s": len(requests) / seconds_batched,
+        "engine_images_per_s": len(requests) / seconds_engine,
+        "engine_rows_per_s": useful / seconds_engine,
+        "limit_rows_per_s": max(limit_before, limit_after),
+        "engine_vs_loop": seconds_loop / seconds_engine,
+        "engine_vs_batched": seconds_batched / seconds_engine,
+        "rows_vs_limit": useful / seconds_engine / max(limit_before, limit_after),
+        "row_utilisation": utilisation,
     }
-
-
-def crews(resolved: wiring.Resolved, folder: Path) -> dict[str, float]:
-    """Images per second of actors × threads and of batch sizes, the rest alike."""
-    cores = len(os.sched_getaffinity(0))
-    shapes = [(1, cores, 8)] + [(cores, 1, batch) for batch in (8, 16, 4)]
-    axes = {**resolved.study.space.axes, "num_inference_steps": Choices(values=(10,))}
-    resolved = replace(resolved, study=resolved.study.model_copy(update={"space": Space(axes=axes)}))
-    figures = {}
-    for workers, threads, batch in shapes:
-        name = f"{workers} actors × {threads} threads, batch {batch}"
-        pace = run_pace(resolved, folder / name.replace(" ", ""), workers, threads, batch)
-        figures[f"images_per_s, {name}"] = pace.images / pace.seconds
+    if options.memory:
+        figures["rss_growth_mb"] = memory_growth(engine, study)
     return figures
 
 
@@ -191,41 +156,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the requests; ends within a minute")
-    parser.add_argument("--crews", action="store_true", help="measure actors × threads and batch sizes too")
+    parser.add_argument(
+        "--study", type=Path, default=STUDY, help="whose model and input (default the example)"
+    )
+    parser.add_argument("--settings", type=int, default=100, help="random settings (default 100)")
+    parser.add_argument("--rows", type=int, help="UNet rows (default: measured)")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet")
+    parser.add_argument("--memory", action="store_true", help="5,000 requests more, for the growth of memory")
+    parser.add_argument("--run", action="store_true", help="the figures of the whole command too")
     options = parser.parse_args()
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        resolved = wiring.resolve(STUDY, str(folder / "runs"), lambda: 0)
-        if options.quick:
-            resolved = replace(resolved, study=resolved.study.model_copy(update={"seeds": (0,)}))
-        study = resolved.study
-        requests = {
-            request.image_id: request
-            for settings in study.space.lattice()
-            for request in (study.request(settings, instance) for instance in study.instances)
-        }
-        loop_share = list(requests.values())[
-            :: 1 if options.quick else 4
-        ]  # every kind of request in both halves
-        loop = PlainLoop(resolved, folder)
-        loop.make(loop_share[0])
-        all_threads = loop_rate(loop, loop_share[::2], torch.get_num_threads())
-        pace = run_pace(resolved, folder / "steady", None, None, wiring.DEFAULT_BATCH)
-        one_thread = loop_rate(loop, loop_share[1::2], 1)
-        best_loop, run_rate = max(all_threads, one_thread), pace.images / pace.seconds
-        figures = {
-            "loop_images_per_s, all threads": all_threads,
-            "loop_images_per_s, one thread": one_thread,
-            "run_images_per_s": run_rate,
-            "run_vs_loop": run_rate / best_loop,
-        }
-        if not options.quick:
-            figures |= demo_figures(folder / "demo")
-        if options.crews:
-            figures |= crews(resolved, folder)
+    with tempfile.TemporaryDirectory() as root:
+        resolved = wiring.resolve(options.study, root, torch.cuda.device_count)
+    figures = engine_figures(resolved.study, dict(resolved.images), options)
+    if options.run:
+        figures |= run_figures(resolved)
     width = max(len(figure) for figure in figures)
     for figure, value in figures.items():
         print(f"{figure:<{width}}  {value:10.2f}")

@@ -62,7 +62,7 @@ def fake_worker(batch: int = 2, fails: dict[str, Failed] | None = None) -> Worke
     def fail(request: ImageRequest) -> Failed | None:
         return failures.get(request.image_id)
 
-    return Worker(FakePipeline(batch, fail), {"clip_score": BrightnessScorer()}, "fake device")
+    return Worker(FakePipeline(batch, fail), {"clip_score": BrightnessScorer()}, "fake device", batch=4)
 
 
 def requests_of(study: Study) -> list[ImageRequest]:

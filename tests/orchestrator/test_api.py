@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,6 +21,9 @@ from orchestrator import api, wiring
 from orchestrator.catalog.parquet import Tables
 from orchestrator.ray_pool import RayPool
 from search_spaces.errors import InputError
+from search_spaces.space import survey
+from search_spaces.strategies import PastTrial
+from tests.orchestrator.studies import small_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -94,9 +98,47 @@ def test_the_scores_are_those_of_the_stored_pictures(finished: Finished) -> None
     assert again == pytest.approx([row["value"] for row in rows], abs=0.01)
 
 
+def test_the_script_of_an_image_draws_it_again_with_plain_diffusers(
+    finished: Finished, tmp_path: Path
+) -> None:
+    _, root, _ = finished
+    rows = api.frame("dragon", root).to_pylist()
+    row = next(r for r in rows if r["guidance_scale"] == 5 and r["strength"] == 1 and r["negative_prompt"])
+    shown = api.show(row["image_id"][:8], root)
+    assert shown.png is not None
+    assert shown.png == row["image"]["bytes"]
+    assert "search_spaces" not in shown.code
+    (tmp_path / "again.py").write_text(shown.code, encoding="utf-8")
+    subprocess.run([sys.executable, "again.py"], cwd=tmp_path, check=True, capture_output=True)
+    again = np.asarray(Image.open(tmp_path / f"{row['image_id']}.png"), dtype=int)
+    assert np.abs(again - np.asarray(Image.open(io.BytesIO(shown.png)))).max() <= 1
+
+
+def test_an_image_that_is_not_there(finished: Finished) -> None:
+    _, root, _ = finished
+    for name, words in (
+        ("0" * 32, "holds none"),
+        ("dragon", "is not an image_id"),
+        ("../x", "is not an image_id"),
+    ):
+        with pytest.raises(InputError, match=words):
+            api.show(name, root)
+
+
 def test_it_finds_that_guidance_and_strength_make_the_dragon(finished: Finished) -> None:
     best = max(finished[2].results.trials, key=lambda trial: sum(trial.scores.values()))
     assert (best.settings["guidance_scale"], best.settings["strength"]) == (5, 1)
+
+
+def test_values_that_left_an_axis_are_not_counted_as_done() -> None:
+    wide, narrow = small_study(guidance=(0.5, 1, 3, 5)), small_study(guidance=(3, 5))
+    past = [
+        PastTrial(number, settings)
+        for number, settings in enumerate(survey(wide.space, wide.judge).candidates)
+    ]
+    counted = api._of_this_space(past, narrow, survey(narrow.space, narrow.judge))
+    assert [trial.settings["guidance_scale"] for trial in counted] == [3, 3, 5, 5]
+    assert api._of_this_space(past, narrow, None) == past
 
 
 def test_the_same_file_again_generates_nothing_and_starts_nothing(
@@ -106,6 +148,8 @@ def test_the_same_file_again_generates_nothing_and_starts_nothing(
     monkeypatch.setattr(RayPool, "_start", lambda _: pytest.fail("an actor was started without need"))
     again = api.run(path, root)
     assert (again.progress.generated, again.progress.images) == (0, CANDIDATES * INSTANCES)
+    assert again.was_complete
+    assert not first.was_complete
     assert again.results.trials == first.results.trials
 
 

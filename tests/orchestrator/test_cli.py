@@ -1,11 +1,12 @@
 """The command: bad input is one sentence and exit code 2 before any model is loaded."""
 
 import json
-import shutil
 import struct
 import zlib
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
 from PIL import Image
@@ -20,7 +21,7 @@ from tests.orchestrator.test_api import STUDIES, STUDY, study_file
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A good study file, in a place where no model may be loaded and no Ray started."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(wiring, "build_worker", lambda _: pytest.fail("a model was loaded"))
     monkeypatch.setattr(RayPool, "_dispatch", lambda _: pytest.fail("Ray was started"))
     return study_file(tmp_path)
@@ -50,6 +51,42 @@ EDITS = {
         ["StableDiffusionInpaintPipeline takes no setting"],
     ),
     "a wrong type": ("[2, 4]", "[2, four]", ["num_inference_steps", "'four' is not a whole number"]),
+    "a wrong type of a keyword that only its pipeline knows": (
+        "strength: [0.3, 1.0]",
+        "padding_mask_crop: [8, x]",
+        ["space.padding_mask_crop: 'x' does not fit", "takes a whole number or null"],
+    ),
+    "true in place of a number of such a keyword": (
+        "strength: [0.3, 1.0]",
+        "padding_mask_crop: [true]",
+        ["space.padding_mask_crop: True does not fit"],
+    ),
+    "a range of fractions for such a keyword": (
+        "strength: [0.3, 1.0]",
+        "padding_mask_crop: {low: 0.5, high: 8.5, step: 2}",
+        ["space.padding_mask_crop: 0.5 does not fit"],
+    ),
+    "an option that no scheduler of the study has": (
+        "strength: [0.3, 1.0]",
+        "use_karras_sigmas: [true, false]",
+        ["use_karras_sigmas: DDIMScheduler has no such option", "EulerDiscreteScheduler"],
+    ),
+    "a value that a scheduler's option does not take": (
+        "strength: [0.3, 1.0]",
+        "timestep_spacing: [leading, sideways]",
+        ["DDIMScheduler does not take timestep_spacing sideways"],
+    ),
+    "a wrong type of a scheduler's option": (
+        "strength: [0.3, 1.0]",
+        "timestep_spacing: [leading, 3]",
+        ["space.timestep_spacing: 3 does not fit", "a scheduler takes a text or null"],
+    ),
+    "rows below 1": ("seeds: 2", "engine: {rows: 0}", ["engine.rows", "0"]),
+    "steps that the only scheduler does not take": (
+        "num_inference_steps: [2, 4]",
+        "scheduler: [LCMScheduler]\n  num_inference_steps: [51, 60]",
+        ["no cell of the space can run", "LCMScheduler takes at most 50 num_inference_steps"],
+    ),
     "strength above 1": ("[0.3, 1.0]", "[0.3, 1.1]", ["strength", "1.1 is above 1"]),
     "strength below 0": ("[0.3, 1.0]", "[-0.1, 1.0]", ["strength", "-0.1 is below 0"]),
     "steps below 1": ("[2, 4]", "[0, 4]", ["num_inference_steps", "0 is below 1"]),
@@ -248,7 +285,11 @@ def test_an_internal_error_is_a_sentence_and_exit_code_1(
 def test_the_example_studies_are_good(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for example in sorted(STUDIES.glob("*.yaml")):
         assert cli.main(["plan", str(example), "--root", str(tmp_path)]) == 0, capsys.readouterr().err
-    assert shutil.which("latentsweep")
+
+
+def test_the_command_is_installed_by_its_name() -> None:
+    (command,) = entry_points(group="console_scripts", name="latentsweep")
+    assert command.load() is cli.main
 
 
 def test_a_root_that_is_a_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

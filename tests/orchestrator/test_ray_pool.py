@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -144,8 +145,8 @@ def test_an_address_that_nobody_answers_is_a_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     with (
-        pytest.raises(InputError, match=r"--address 127\.0\.0\.1:1: no Ray cluster answers there"),
-        ray_session("127.0.0.1:1"),
+        pytest.raises(InputError, match=r"--address auto: no Ray cluster answers there"),
+        ray_session("auto"),
     ):
         pass
 
@@ -159,10 +160,25 @@ def test_without_an_address_a_local_instance_is_asked_for_by_name(monkeypatch: p
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with ray_session(None):
         assert asked["address"] == "local"
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    asked.clear()
-    with ray_session(None):
-        assert asked == {**asked, "address": "10.0.0.1:6379"}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        asked.clear()
+        with ray_session(None):
+            assert asked == {**asked, "address": address}
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "no-such-host.invalid:6379"]
+)
+def test_an_address_where_nothing_listens_is_told_without_asking_ray(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked, which tries for minutes"))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS .*: nothing listens there"), ray_session(None):
+        pass
 
 
 @pytest.mark.usefixtures("local_ray")

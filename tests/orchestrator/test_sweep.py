@@ -175,6 +175,62 @@ def test_stopping_begins_nothing_new_and_keeps_what_runs() -> None:
     assert pairs(catalog) == Counter({(trial, i): 1 for trial in range(5) for i in range(20)})
 
 
+def test_stopping_takes_what_is_queued_out_of_the_pool() -> None:
+    class Deep(InProcessPool):
+        @property
+        def free(self) -> int:
+            return 40
+
+    study, catalog, pipeline = small_study(seeds=20), MemoryCatalog(), FakePipeline(2)
+    worker = Worker(pipeline, {"clip_score": BrightnessScorer()}, "fake")
+    grid = Grid(study.space, study.judge, 20)
+    stopping = lambda: len(pipeline.made) >= 4  # noqa: E731
+    sweep(study, grid, Deep(worker, batch=4), catalog, NullTracker(), stopping=stopping)
+    assert len(pipeline.made) <= 8
+
+
+def test_dropped_trials_leave_the_queue() -> None:
+    class Fickle(Grid):
+        def report(self, reports: Sequence[Report]) -> Sequence[int]:
+            super().report(reports)
+            return [0, 1, 2, 3]
+
+    class Deep(InProcessPool):
+        @property
+        def free(self) -> int:
+            return 1000
+
+    study, catalog, pipeline = small_study(seeds=200), MemoryCatalog(), FakePipeline(2)
+    worker = Worker(pipeline, {"clip_score": BrightnessScorer()}, "fake")
+    grid = Fickle(study.space, study.judge, 200)
+    sweep(study, grid, Deep(worker, batch=4), catalog, NullTracker())
+    assert len(pipeline.made) < 600
+    assert Counter(j.trial.number for j in catalog.judged)[4] == 200
+
+
+def test_past_instances_beyond_the_study_are_not_counted() -> None:
+    study, catalog = small_study(seeds=3), MemoryCatalog()
+    run(study, catalog)
+    fewer = run(small_study(seeds=2), catalog)
+    assert (fewer.images, fewer.generated) == (10, 0)
+
+
+def test_a_pool_without_room_is_not_the_end_of_the_study() -> None:
+    """Everything outstanding may come back at once, after a moment in which there was no room for more."""
+
+    class Lagging(InProcessPool):
+        asked = 0
+
+        def next_done(self, timeout: float) -> Sequence[Done]:
+            self.asked += 1
+            return super().next_done(timeout) if self.asked % 2 == 0 else []
+
+    study, catalog = small_study(), MemoryCatalog()
+    grid = Grid(study.space, study.judge, 3)
+    progress = sweep(study, grid, Lagging(fake_worker(4), 4), catalog, NullTracker())
+    assert progress.images == 15
+
+
 def test_a_tracker_that_fails_stops_nothing() -> None:
     class Broken(RecordingTracker):
         def images(self, records: Sequence[TrackedImage]) -> None:

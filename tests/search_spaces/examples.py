@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 from search_spaces.domains import Choices, Domain
-from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.models import Kind, ModelDescription, ScorerDescription
 from search_spaces.requests import Value
 from search_spaces.space import Space
 from search_spaces.study import PinnedInput
@@ -26,6 +26,18 @@ KEYWORDS: dict[str, Value] = {
 }
 
 
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "num_inference_steps": ("int",),
+    "guidance_scale": ("float",),
+    "strength": ("float",),
+    "negative_prompt": ("str", "null"),
+    "eta": ("float",),
+    "clip_skip": ("int", "null"),
+    "width": ("int", "null"),
+    "height": ("int", "null"),
+}
+
+
 def model(**changes: Any) -> ModelDescription:
     """A Stable Diffusion inpainting model, but for the changes."""
     facts: dict[str, Any] = {
@@ -36,6 +48,7 @@ def model(**changes: Any) -> ModelDescription:
         "pipeline": "StableDiffusionInpaintPipeline",
         "dtype": "float32",
         "keywords": KEYWORDS,
+        "kinds": KINDS,
         "defaults_source": "a test",
         "scheduler": "DDIMScheduler",
         "schedulers": ("DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),

@@ -321,6 +321,44 @@ def test_a_survey_of_an_embedded_guidance_says_so() -> None:
     ]
 
 
+def test_a_scheduler_that_takes_not_any_number_of_steps() -> None:
+    limits = {"LCMScheduler": (1, 50), "PNDMScheduler": (4, None)}
+    limited = INPAINTING.model_copy(update={"step_limits": limits})
+
+    def obstacle(scheduler: str, steps: int) -> str | None:
+        return why_it_cannot_run({"scheduler": scheduler, "num_inference_steps": steps}, limited)
+
+    assert obstacle("LCMScheduler", 51) == "LCMScheduler takes at most 50 num_inference_steps with this model"
+    assert (
+        obstacle("PNDMScheduler", 3) == "PNDMScheduler needs at least 4 num_inference_steps with this model"
+    )
+    runs = [("LCMScheduler", 1), ("LCMScheduler", 50), ("PNDMScheduler", 4), ("DDIMScheduler", 1)]
+    assert [obstacle(*each) for each in runs] == [None] * 4
+
+
+def test_a_schedulers_option_counts_where_it_differs_from_the_models_own() -> None:
+    space = Space(
+        axes={
+            "scheduler": Choices(values=("DDIMScheduler", "EulerDiscreteScheduler")),
+            "use_karras_sigmas": Choices(values=(None, False, True)),
+        }
+    )
+    options = {"DDIMScheduler": {}, "EulerDiscreteScheduler": {"use_karras_sigmas": False}}
+    kinds = {"use_karras_sigmas": ("bool", "null")}
+    model = INPAINTING.model_copy(update={"scheduler_options": options, "scheduler_kinds": kinds})
+    found = survey(space, Judge({"num_inference_steps": 4, "guidance_scale": 5.0}, model))
+    drawn = [(cell["scheduler"], cell["use_karras_sigmas"]) for cell in found.candidates]
+    assert drawn == [
+        ("DDIMScheduler", None),
+        ("EulerDiscreteScheduler", None),
+        ("EulerDiscreteScheduler", True),
+    ]
+    assert found.inert == {
+        "DDIMScheduler has no use_karras_sigmas, or has it so by itself": 2,
+        "EulerDiscreteScheduler has no use_karras_sigmas, or has it so by itself": 1,
+    }
+
+
 def test_eta_counts_only_where_the_scheduler_takes_it() -> None:
     space = Space(
         axes={

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from search_spaces.models import ModelDescription
-from search_spaces.requests import Failed, ImageRequest, Scored
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored
 from tests.workers.helpers import a_request, complete
 from workers.device import device_name, gpu_count
 from workers.inputs import pixel_hash
@@ -218,3 +218,52 @@ def test_with_the_bundled_models(
     assert min(scores[0], scores[2]) > max(scores[1], scores[3])
     again = worker.score([(request, made[request.image_id].png or b"") for request in requests])
     assert [item.outcome for item in again] == [made[request.image_id].outcome for request in requests]
+
+
+class TestOverlap:
+    """Scoring beside the generation of what follows: nothing is lost, doubled or late for ever."""
+
+    def test_everything_comes_back_once(self) -> None:
+        worker = Worker(FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake", overlap=True)
+        requests = [a_request({"num_inference_steps": 1}, seed=number) for number in range(9)]
+        back = list(worker.advance(requests))
+        while len(back) < len(requests):
+            more = worker.advance([])
+            back += more
+        assert sorted(item.request.image_id for item in back) == sorted(r.image_id for r in requests)
+        assert worker.advance([]) == []
+        assert all(isinstance(item.outcome, Scored) and item.png for item in back)
+
+    def test_stored_pictures_are_scored_in_turn(self) -> None:
+        worker = Worker(FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake", overlap=True)
+        request = a_request({"num_inference_steps": 1})
+        made = list(worker.advance([request])) or list(worker.advance([]))
+        (again,) = worker.score([(request, made[0].png or b"")])
+        assert again.outcome == made[0].outcome
+        assert again.png is None
+
+    def test_an_error_in_the_scorer_reaches_the_caller(self) -> None:
+        class Broken(BrightnessScorer):
+            def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
+                raise RuntimeError("the scorer is broken")
+
+        worker = Worker(FakePipeline(2), {"clip_score": Broken()}, "fake", overlap=True)
+        worker.advance([a_request({"num_inference_steps": 1})])
+        with pytest.raises(RuntimeError, match="the scorer is broken"):
+            worker.advance([])
+
+
+def test_an_early_look_is_scored_and_not_kept() -> None:
+    class Looking:
+        def advance(
+            self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()
+        ) -> Sequence[Generated]:
+            picture = Image.new("RGB", (8, 8), "grey")
+            return [Generated(request, picture, 0.1, 3, after=3, notes=("half the rows",)) for request in new]
+
+    worker = Worker(Looking(), {"clip_score": BrightnessScorer()}, "fake")
+    (seen,) = worker.advance([a_request({"num_inference_steps": 9})])
+    assert isinstance(seen.outcome, Looked)
+    assert seen.outcome.after == 3
+    assert seen.png is None
+    assert seen.notes == ("half the rows",)

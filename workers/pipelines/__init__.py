@@ -17,21 +17,25 @@ class Generated:
     """A finished request: a picture, or why there is none.
 
     `seconds` is this request's share of the call that made it; `unet_calls` is None where the pipeline
-    has no UNet to count.
+    has no UNet to count. `after` is set where the picture is an early look: the one predicted after so many
+    UNet calls. `notes` are sentences for the user.
     """
 
     request: ImageRequest
     picture: Image.Image | Failed
     seconds: float
     unet_calls: int | None
+    after: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Pipeline(Protocol):
     """Takes requests in, works until something is finished, gives back what is. No threads.
 
     Every request taken in comes back from this call or a later one exactly once, unless it is cancelled
-    before it is begun. A call with nothing new goes on with what is held; with nothing held it returns
-    at once.
+    before it is begun. A pipeline that can, gives a request that asks for it back as an early look and keeps
+    what it has, so that the same request, asked for again, goes on from there. A call with nothing new goes
+    on with what is held and may return empty-handed after a while; with nothing held it returns at once.
     """
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:

@@ -5,8 +5,10 @@ import importlib.resources
 import inspect
 import json
 import os
+import types
+import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from search_spaces.models import (
     DEFAULT_CLIP,
     REGISTRY,
     Dtype,
+    Kind,
     ModelDescription,
     ScorerDescription,
     Task,
@@ -36,14 +39,25 @@ _MAPPINGS: Mapping[Task, str] = {
     "inpainting": "AUTO_INPAINT_PIPELINES_MAPPING",
 }
 
-# Keywords of a pipeline's call that a study cannot sweep: the instance gives them, or they are not plain values.
 _NOT_SETTINGS = frozenset(
-    "self prompt image mask_image generator latents num_images_per_prompt "  # noqa: SIM905  # words read best
-    "output_type return_dict timesteps sigmas masked_image_latents prompt_embeds negative_prompt_embeds "
-    "pooled_prompt_embeds negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds "
-    "cross_attention_kwargs joint_attention_kwargs attention_kwargs callback callback_steps "
-    "callback_on_step_end callback_on_step_end_tensor_inputs kwargs".split()
+    {
+        "prompt",
+        "num_images_per_prompt",
+        "num_videos_per_prompt",
+        "output_type",
+        "return_dict",
+        "callback_steps",
+    }
 )
+"""Keywords with plain values that a study cannot sweep: the instance gives them, or they shape the answer."""
+
+_NOT_OPTIONS = frozenset(
+    {"num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "trained_betas"}
+    | {"original_inference_steps", "skip_prk_steps"}
+)
+"""What a scheduler must share with the training of the model, and what decides which numbers of steps it takes."""
+
+_KINDS: Mapping[type, Kind] = {bool: "bool", int: "int", float: "float", str: "str"}
 
 _TAKES_DISTILLED = frozenset({"DDIMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"})
 """Where these fit, those of distilled models fit too, though diffusers does not list them as compatible."""
@@ -103,7 +117,7 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
             f"{key}: {name} cannot do the task {task}: its UNet needs a mask; it can do inpainting"
         )
     entry = registered(name.partition("@")[0])
-    keywords = _keywords(pipeline, vae, unet)
+    keywords, schedulers = _defaults(pipeline, vae, unet), _compatible_schedulers(scheduler)
     return ModelDescription(
         name=name,
         location=location,
@@ -112,9 +126,13 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
         pipeline=pipeline.__name__,
         dtype=dtype,
         keywords={**keywords, **_known(entry.defaults, keywords)} if entry else keywords,
+        kinds=_kinds(pipeline),
         defaults_source=entry.source if entry else f"diffusers {pipeline.__name__}.__call__",
         scheduler=scheduler,
-        schedulers=_compatible_schedulers(scheduler),
+        schedulers=schedulers,
+        scheduler_options=_scheduler_options(schedulers, files.json("scheduler/scheduler_config.json")),
+        scheduler_kinds=_all_option_kinds(schedulers),
+        step_limits=_step_limits(schedulers, files.json("scheduler/scheduler_config.json")),
         size_multiple=8,  # what every latent diffusion pipeline of diffusers checks
         guidance_embedded=unet.get("time_cond_proj_dim") is not None,
         diffusers=_diffusers_version(),
@@ -138,8 +156,12 @@ def describe_clip(name: str | None, model: str, near: Path) -> ScorerDescription
     return ScorerDescription(name="clip_score", model=short, location=location, revision=files.revision)
 
 
-def load_pipeline(model: ModelDescription, device: str) -> Any:  # diffusers pipelines are untyped
-    """The plain diffusers pipeline with the study's dtype, on `device`. Raises InputError where it cannot load."""
+def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -> Any:
+    """The plain diffusers pipeline with the study's dtype, on `device`.
+
+    `offload` (none, model, sequential) is accelerate's, for a GPU that does not hold all of it. Raises
+    InputError where the model cannot load or does not fit.
+    """
     import diffusers
     import torch
     from safetensors import SafetensorError
@@ -160,7 +182,40 @@ def load_pipeline(model: ModelDescription, device: str) -> Any:  # diffusers pip
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"model: {model.name} cannot be loaded: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    if device == "cpu":
+        if offload != "none":
+            raise InputError(f"engine.offload: {offload} needs a GPU to offload from; remove it on a CPU")
+        if hasattr(pipeline, "vae"):  # decodes a quarter faster so; a UNet gains nothing (DECISIONS.md)
+            pipeline.vae.to(memory_format=torch.channels_last)
+        return pipeline
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    if offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+        return pipeline
+    try:
+        pipeline.to(device)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"model: {model.name} takes {_gigabytes(pipeline):.1f} GB in {model.dtype} and the GPU has "
+            f"{torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free; engine: {{offload: model}} may fit"
+        ) from None
+    for part in ("unet", "vae"):
+        if hasattr(pipeline, part):
+            getattr(pipeline, part).to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def _gigabytes(pipeline: Any) -> float:
+    """The size of a pipeline's weights."""
+    weights = (
+        weight
+        for part in pipeline.components.values()
+        if hasattr(part, "parameters")
+        for weight in part.parameters()
+    )
+    return float(sum(weight.numel() * weight.element_size() for weight in weights)) / 1e9
 
 
 @contextmanager
@@ -173,6 +228,28 @@ def _hushed() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def check_scheduler(model: ModelDescription, settings: Mapping[str, Value]) -> None:
+    """Raise InputError where a scheduler refuses the values of its options."""
+    import diffusers
+
+    name = str(settings["scheduler"])
+    options = {
+        key: settings[key] for key in model.scheduler_options.get(name, {}) if settings.get(key) is not None
+    }
+    steps = settings.get("num_inference_steps")
+    config = _Files(model.location, model.revision, "model", "model_index.json").json(
+        "scheduler/scheduler_config.json"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = getattr(diffusers, name).from_config(config, **options)
+            made.set_timesteps(steps if isinstance(steps, int) else 10)
+    except (ValueError, NotImplementedError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        said = ", ".join(f"{key} {value}" for key, value in options.items())
+        raise InputError(f"scheduler: {name} does not take {said}: {_first_line(error)}") from None
 
 
 def unet_calls(model: ModelDescription, settings: Mapping[str, Value]) -> int | None:
@@ -335,23 +412,86 @@ def _has_class(mapping: Mapping[str, type], made_by: str) -> bool:
     return auto_pipeline._get_task_class(mapping, made_by, throw_error_if_not_exist=False) is not None
 
 
-def _keywords(pipeline: type, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Value]:
-    """Every setting the pipeline's call takes, with its default; the size is resolved from the model."""
-    parameters = inspect.signature(pipeline.__call__).parameters.values()
-    keywords: dict[str, Value] = {}
-    for parameter in parameters:
-        default = None if parameter.default is inspect.Parameter.empty else parameter.default
-        if parameter.name not in _NOT_SETTINGS and (
-            default is None or isinstance(default, str | int | float)
-        ):
-            keywords[parameter.name] = default
+def _kinds(pipeline: type) -> dict[str, tuple[Kind, ...]]:
+    """Every setting the pipeline's call takes, with the types of plain value that its signature allows."""
+    kinds = _signature_kinds(pipeline.__call__)
     if not _clip_skip_works(pipeline):
-        keywords.pop("clip_skip", None)
+        kinds.pop("clip_skip", None)
+    return {name: allowed for name, allowed in kinds.items() if name not in _NOT_SETTINGS}
+
+
+def _option_kinds(scheduler: str) -> dict[str, tuple[Kind, ...]]:
+    """A scheduler's options with the types of value that they may have; null leaves the model's own."""
+    import diffusers
+
+    made = getattr(diffusers, scheduler).__init__
+    parameters = inspect.signature(made).parameters
+    return {
+        name: tuple(dict.fromkeys((*kinds, *_kind_of(parameters[name].default), "null")))
+        for name, kinds in _signature_kinds(made).items()
+        if name not in _NOT_OPTIONS
+    }
+
+
+def _all_option_kinds(schedulers: Sequence[str]) -> dict[str, tuple[Kind, ...]]:
+    """The options of all schedulers, each with every type that one of them takes."""
+    found: dict[str, tuple[Kind, ...]] = {}
+    for scheduler in schedulers:
+        for name, kinds in _option_kinds(scheduler).items():
+            found[name] = tuple(dict.fromkeys((*found.get(name, ()), *kinds)))
+    return found
+
+
+def _kind_of(value: object) -> tuple[Kind, ...]:
+    """The type of a default, where a signature's annotation says otherwise; () for what is no plain value."""
+    return (_KINDS[type(value)],) if type(value) in _KINDS else ()
+
+
+def _scheduler_options(schedulers: Sequence[str], config: Mapping[str, Any]) -> dict[str, dict[str, Value]]:
+    """For each scheduler its options as `from_config` sets them for this model."""
+    import diffusers
+
+    own_defaults = config.get("_use_default_values", ())
+    found: dict[str, dict[str, Value]] = {}
+    for name in schedulers:
+        parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+        found[name] = {
+            option: config[option]
+            if option in config and option not in own_defaults
+            else parameters[option].default
+            for option in _option_kinds(name)
+        }
+    return found
+
+
+def _signature_kinds(function: Callable[..., Any]) -> dict[str, tuple[Kind, ...]]:
+    """A function's parameters that take plain values, with the types of value that they take."""
+    found: dict[str, tuple[Kind, ...]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = parameter.annotation
+        is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        union = typing.get_args(annotation) if is_union else (annotation,)
+        if any(typing.get_origin(each) is typing.Literal for each in union):
+            union = (*union, str)
+        kinds = tuple(kind for plain, kind in _KINDS.items() if plain in union)
+        if kinds:
+            optional = type(None) in union or parameter.default is None
+            found[parameter.name] = (*kinds, "null") if optional else kinds
+    return found
+
+
+def _defaults(pipeline: type, vae: Mapping[str, Any], unet: Mapping[str, Any]) -> dict[str, Value]:
+    """The default of every setting; the size is resolved from the model."""
+    parameters, kinds = inspect.signature(pipeline.__call__).parameters, _kinds(pipeline)
+    defaults: dict[str, Value] = {
+        name: None if parameters[name].default is inspect.Parameter.empty else parameters[name].default
+        for name in kinds
+    }
     sample_size, blocks = unet.get("sample_size"), vae.get("block_out_channels")
     if isinstance(sample_size, int) and blocks:
         pixels = sample_size * 2 ** (len(blocks) - 1)
-        keywords.update(_known({"width": pixels, "height": pixels}, keywords))
-    return keywords
+        defaults.update(_known({"width": pixels, "height": pixels}, defaults))
+    return defaults
 
 
 def _clip_skip_works(pipeline: type) -> bool:
@@ -376,6 +516,20 @@ def _compatible_schedulers(scheduler: str) -> tuple[str, ...]:
     if names & _TAKES_DISTILLED:
         names |= {"LCMScheduler", "TCDScheduler"}
     return tuple(sorted(names - _IGNORES_GENERATOR))
+
+
+def _step_limits(schedulers: Sequence[str], config: Mapping[str, Any]) -> dict[str, tuple[int, int | None]]:
+    """The fewest and the most steps of those schedulers that raise outside them.
+
+    Distilled schedules (LCM, TCD) take no more than they were distilled from; PNDM's Runge-Kutta start is four
+    steps long (set_timesteps in diffusers' scheduling_lcm.py, scheduling_tcd.py and scheduling_pndm.py).
+    """
+    limits: dict[str, tuple[int, int | None]] = {
+        name: (1, config.get("original_inference_steps", 50)) for name in ("LCMScheduler", "TCDScheduler")
+    }
+    if not config.get("skip_prk_steps", False):
+        limits["PNDMScheduler"] = (4, None)
+    return {name: limit for name, limit in limits.items() if name in schedulers}
 
 
 def _diffusers_version() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from search_spaces.models import ModelDescription
-from search_spaces.requests import Failed, ImageRequest
+from search_spaces.requests import Failed, ImageRequest, Value
 from workers.pipelines import Generated, Inputs
 
 PER_ROW = ("negative_prompt", "prompt_2", "negative_prompt_2")
@@ -36,9 +36,9 @@ class WholeCallPipeline:
     """
 
     def __init__(self, pipeline: Any, model: ModelDescription, inputs: Inputs, batch: int) -> None:
-        self._pipeline, self._inputs, self._batch = pipeline, inputs, batch
+        self._pipeline, self._model, self._inputs, self._batch = pipeline, model, inputs, batch
         self._own_scheduler = pipeline.scheduler
-        self._schedulers = {model.scheduler: pipeline.scheduler}
+        self._schedulers: dict[SchedulerKey, Any] = {(model.scheduler, ()): pipeline.scheduler}
         self._queue: list[ImageRequest] = []
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
@@ -68,9 +68,9 @@ class WholeCallPipeline:
             with counted_calls(getattr(self._pipeline, "unet", None)) as calls:
                 pictures = self._call(group)
         except torch.OutOfMemoryError as error:
-            failed, part = Failed("lost", f"out of memory: {_first_line(error)}"), (len(group) + 1) // 2
+            failed, part = Failed("lost", f"out of memory: {first_line(error)}"), (len(group) + 1) // 2
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
-            failed, part = Failed("lost", f"{type(error).__name__}: {_first_line(error)}"), 1
+            failed, part = Failed("lost", f"{type(error).__name__}: {first_line(error)}"), 1
         else:
             seconds = (time.perf_counter() - begun) / len(group)
             return [
@@ -85,38 +85,68 @@ class WholeCallPipeline:
         return [made for each in parts for made in self._generate(each)]
 
     def _call(self, group: Sequence[ImageRequest]) -> list[Image.Image | Failed]:
-        settings = dict(group[0].settings)
-        scheduler = self._scheduler(str(settings.pop("scheduler")))
-        arguments: dict[str, object] = {**settings, "prompt": [request.prompt for request in group]}
-        for name in PER_ROW:
-            if settings.get(name) is not None:
-                arguments[name] = [request.settings[name] for request in group]
-        if group[0].image is not None:
-            arguments["image"] = self._rows([request.image for request in group])
-        if group[0].mask is not None:
-            arguments["mask_image"] = self._rows([request.mask for request in group])
-        arguments["generator"] = [torch.Generator().manual_seed(request.seed) for request in group]
-        as_pil = any(settings.get(name) is not None for name in NOT_IN_A_BATCH)
-        self._pipeline.scheduler = scheduler
+        arguments = call_arguments(group, self._model, self._inputs)
+        self._pipeline.scheduler = self._scheduler(group[0])
         try:
             with torch.inference_mode():
-                result = self._pipeline(**arguments, output_type="pil" if as_pil else "np")
+                result = self._pipeline(**arguments)
         finally:  # whoever else holds the pipeline finds it as it was
             self._pipeline.scheduler = self._own_scheduler
         flagged = getattr(result, "nsfw_content_detected", None) or [False] * len(group)
         return [checked(image, flag) for image, flag in zip(result.images, flagged, strict=True)]
 
-    def _rows(self, hashes: Sequence[str | None]) -> Image.Image | list[Image.Image]:
-        images = [self._inputs[name] for name in hashes if name is not None]
-        return images[0] if len(images) == 1 else images
+    def _scheduler(self, request: ImageRequest) -> Any:
+        key = scheduler_key(request, self._model)
+        if key not in self._schedulers:
+            self._schedulers[key] = made_scheduler(key, self._own_scheduler.config)
+        return self._schedulers[key]
 
-    def _scheduler(self, name: str) -> Any:
-        """The scheduler of that class with the model's own configuration, made once."""
-        if name not in self._schedulers:
-            import diffusers
 
-            self._schedulers[name] = getattr(diffusers, name).from_config(self._own_scheduler.config)
-        return self._schedulers[name]
+def call_arguments(
+    group: Sequence[ImageRequest], model: ModelDescription, inputs: Inputs
+) -> dict[str, object]:
+    """The arguments of one plain call that serves requests which share a `call_key`.
+
+    Each image has its own CPU generator; pictures come back as floats, or as PIL where diffusers pastes them.
+    """
+    settings = {name: value for name, value in group[0].settings.items() if name not in model.scheduler_kinds}
+    del settings["scheduler"]
+    arguments: dict[str, object] = {**settings, "prompt": [request.prompt for request in group]}
+    for name in PER_ROW:
+        if settings.get(name) is not None:
+            arguments[name] = [request.settings[name] for request in group]
+    if group[0].image is not None:
+        arguments["image"] = _images([request.image for request in group], inputs)
+    if group[0].mask is not None:
+        arguments["mask_image"] = _images([request.mask for request in group], inputs)
+    arguments["generator"] = [torch.Generator().manual_seed(request.seed) for request in group]
+    as_pil = any(settings.get(name) is not None for name in NOT_IN_A_BATCH)
+    return {**arguments, "output_type": "pil" if as_pil else "np"}
+
+
+def _images(hashes: Sequence[str | None], inputs: Inputs) -> Image.Image | list[Image.Image]:
+    images = [inputs[name] for name in hashes if name is not None]
+    return images[0] if len(images) == 1 else images
+
+
+SchedulerKey = tuple[str, tuple[tuple[str, Value], ...]]
+"""A scheduler's class and those of its options that a request sets."""
+
+
+def scheduler_key(request: ImageRequest, model: ModelDescription) -> SchedulerKey:
+    """The scheduler that a request asks for; options that it does not take are left out."""
+    name = str(request.settings["scheduler"])
+    taken = model.scheduler_options.get(name, {})
+    options = [(key, value) for key, value in request.settings.items() if key in taken and value is not None]
+    return name, tuple(sorted(options))
+
+
+def made_scheduler(key: SchedulerKey, config: Mapping[str, Any]) -> Any:
+    """A scheduler of that class with the model's own configuration, but for the options."""
+    import diffusers
+
+    name, options = key
+    return getattr(diffusers, name).from_config(config, **dict(options))
 
 
 def checked(image: Image.Image | np.ndarray[Any, Any], flagged: bool) -> Image.Image | Failed:
@@ -158,5 +188,6 @@ def counted_calls(unet: torch.nn.Module | None) -> Iterator[Callable[[], int | N
             handle.remove()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's first line, for a sentence."""
     return str(error).strip().partition("\n")[0][:300]

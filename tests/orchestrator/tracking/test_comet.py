@@ -184,7 +184,7 @@ class TestArchive:
             experiment = json.loads(opened.read("experiment.json"))
         assert experiment["offline_id"] == KEY
         assert (experiment["workspace"], experiment["project_name"]) == ("friends", "dragons")
-        assert experiment["tags"] == ["latentsweep", "cat"]
+        assert sorted(experiment["tags"]) == ["cat", "latentsweep"]
         others = {each["key"]: each["value"] for each in messages(built.archive, "log_other")}
         assert (others["Name"], others["study"]) == ("cats at night", "cats")
         ((asset, data),) = uploads(built.archive, "asset")

@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +14,20 @@ import huggingface_hub
 import huggingface_hub.errors
 import pytest
 import torch
+from diffusers.pipelines import auto_pipeline
+from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from search_spaces.models import DEFAULT_CLIP, REGISTRY, ModelDescription, Task
+from search_spaces.models import DEFAULT_CLIP, REGISTRY, ModelDescription, Task, is_of_kind
 from search_spaces.requests import Value
 from search_spaces.space import effective_steps
 from tests.workers.helpers import SCHEDULER_NOISE, complete, refusal
 from tests.workers.tiny_models import SIDE, TOYWORLD
 from workers.pipelines.loading import (
+    _MAPPINGS,
     AUTO_CLASSES,
+    _defaults,
+    _kinds,
     describe,
     describe_clip,
     folder_hash,
@@ -96,6 +102,19 @@ class TestDescribe:
                 "negative_prompt": None,
                 "eta": 0.0,
             },
+            "kinds": {
+                "height": ("int", "null"),
+                "width": ("int", "null"),
+                "padding_mask_crop": ("int", "null"),
+                "strength": ("float",),
+                "num_inference_steps": ("int",),
+                "guidance_scale": ("float",),
+                "negative_prompt": ("str", "null"),
+                "eta": ("float",),
+            },
+            "scheduler_options": toyworld.scheduler_options,
+            "scheduler_kinds": toyworld.scheduler_kinds,
+            "step_limits": {"LCMScheduler": (1, 50), "TCDScheduler": (1, 50), "PNDMScheduler": (4, None)},
             "defaults_source": REGISTRY["toyworld"].source,
             "scheduler": "DDIMScheduler",
             "schedulers": toyworld.schedulers,
@@ -190,6 +209,54 @@ class TestDescribe:
                 assert all(
                     value is None or isinstance(value, str | int | float) for value in keywords.values()
                 )
+
+    def test_scheduler_options_are_those_that_from_config_sets(self, toyworld: ModelDescription) -> None:
+        config = load_pipeline(toyworld, "cpu").scheduler.config
+        assert toyworld.scheduler_options.keys() == set(toyworld.schedulers)
+        for name, options in toyworld.scheduler_options.items():
+            made = getattr(diffusers, name).from_config(config).config
+            assert options == {option: made[option] for option in options}
+            assert all(
+                is_of_kind(value, toyworld.scheduler_kinds[option]) for option, value in options.items()
+            )
+        assert toyworld.scheduler_options["DDIMScheduler"]["timestep_spacing"] == "leading"
+        assert toyworld.scheduler_options["DPMSolverMultistepScheduler"]["algorithm_type"] == "dpmsolver++"
+        assert toyworld.scheduler_kinds["use_karras_sigmas"] == ("bool", "null")
+        assert not toyworld.scheduler_kinds.keys() & {"beta_start", "prediction_type", "num_train_timesteps"}
+
+    @pytest.mark.parametrize("task", list(AUTO_CLASSES))
+    def test_every_pipeline_of_diffusers_has_settings_of_known_types(self, task: Task) -> None:
+        mapping = getattr(auto_pipeline, _MAPPINGS[task])
+        for pipeline in set(mapping.values()):
+            kinds = _kinds(pipeline)
+            assert any("steps" in name for name in kinds) or "num_frames" in kinds, pipeline
+            assert not kinds.keys() & {"original_size", "text_encoder_out_layers", "latents", "generator"}
+            for name, default in _defaults(pipeline, {}, {}).items():
+                assert is_of_kind(default, kinds[name]), (pipeline, name)
+
+    def test_steps_outside_the_limits_raise_and_those_within_run(self, toyworld: ModelDescription) -> None:
+        pipeline = load_pipeline(toyworld, "cpu")
+        assert toyworld.step_limits
+        image = Image.new("RGB", (64, 64))
+        for scheduler, (fewest, most) in toyworld.step_limits.items():
+            made = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+            for steps in {fewest - 1, fewest, *([most, most + 1] if most else [])} - {0}:
+                pipeline.scheduler = made.from_config(made.config)
+                strength = min(1.0, 1.5 / steps) if fewest <= steps else 1.0
+                call = partial(
+                    pipeline,
+                    "a cat",
+                    image,
+                    image,
+                    num_inference_steps=steps,
+                    strength=strength,
+                    guidance_scale=1,
+                )
+                if fewest <= steps <= (most or steps):
+                    call()
+                else:
+                    with pytest.raises(ValueError, match=r"num_inference_steps|broadcast|less than or equal"):
+                        call()
 
     def test_clip_skip_is_offered_only_where_it_works(self, tiny_sd: Path) -> None:
         """Whichever diffusers and transformers are installed."""

@@ -421,7 +421,7 @@ class Stub:
         return SimpleNamespace(images=images, nsfw_content_detected=self.flags)
 
     def behind(self, batch: int) -> WholeCallPipeline:
-        model = SimpleNamespace(scheduler="DDIMScheduler")
+        model = SimpleNamespace(scheduler="DDIMScheduler", scheduler_kinds={}, scheduler_options={})
         return WholeCallPipeline(self, model, {}, batch)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,37 @@
+"""The progress line: rates that leave the loading out, and what they mean for the rest."""
+
+from orchestrator.display import Speed, best_line, progress_line
+from orchestrator.sweep import Progress
+
+
+def test_the_rate_begins_with_the_first_image_and_not_with_the_loading() -> None:
+    now = 0.0
+    speed = Speed(lambda: now)
+    assert speed.update(0) is None
+    now = 60.0  # the model is loaded
+    assert speed.update(8) is None
+    now = 62.0
+    assert speed.update(16) == 4.0
+    assert speed.update(16) == 4.0
+    now = 64.0
+    assert speed.update(16) == 2.0
+
+
+def test_the_rate_forgets_what_is_long_ago() -> None:
+    now = 0.0
+    speed = Speed(lambda: now)
+    speed.update(1)
+    for second in range(1, 200):
+        now = float(second)
+        rate = speed.update(1 + second * (1 if second < 100 else 3))
+    assert rate is not None
+    assert 2.9 < rate < 3.1
+
+
+def test_a_line_says_what_is_done_and_left() -> None:
+    progress = Progress(total=100, images=40, infeasible=1, lost=2)
+    assert progress_line(progress, 4.0) == "40/100 images, 4.0 images/s, 15 s left, 3 failed"
+    assert progress_line(Progress(images=7), None) == "7 images"
+    assert best_line(Progress(), "clip_score") == "best so far: none judged on all instances yet"
+    best = best_line(Progress(best={"guidance_scale": 5.0}, best_score=31.456), "clip_score")
+    assert best == "best so far: clip_score 31.46 with guidance_scale 5"

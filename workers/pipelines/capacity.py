@@ -1,0 +1,74 @@
+"""How many UNet rows a device takes at a time: measured once per model, size and device, and remembered."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+MOST_ROWS = 256
+WORTH_DOUBLING = 1.05
+"""Rows are doubled while that makes more of them per second than this factor."""
+
+REPEATS = 3
+MOST_SECONDS = 20.0
+"""After which the best found so far is taken: on a slow device more rows gain little."""
+
+
+def fastest_rows(call: Callable[[int], None], clock: Callable[[], float] = time.perf_counter) -> int:
+    """The rows from which doubling gains less than 5 %, from 2 on; `call` makes one UNet call of so many.
+
+    Where memory runs out, the rows before that. Raises torch.OutOfMemoryError where not even 2 rows fit.
+    """
+    begun, best, best_rate = clock(), 0, 0.0
+    rows = 2
+    while rows <= MOST_ROWS and clock() - begun < MOST_SECONDS:
+        try:
+            call(rows)  # the first call of a size allocates
+            times = []
+            for _ in range(REPEATS):
+                start = clock()
+                call(rows)
+                times.append(clock() - start)
+        except torch.OutOfMemoryError:
+            if not best:
+                raise
+            break
+        rate = rows / max(min(times), 1e-9)
+        if best and rate < best_rate * WORTH_DOUBLING:
+            break
+        best, best_rate, rows = rows, rate, 2 * rows
+    return best
+
+
+def remembered_rows(facts: Mapping[str, object], measure: Callable[[], int]) -> int:
+    """The answer of an earlier measurement under the same facts, or a new one.
+
+    Kept in the user's cache folder ($XDG_CACHE_HOME, by default ~/.cache); where that cannot be written,
+    every worker measures for itself.
+    """
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    path = _cache_folder() / f"{key}.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if isinstance(rows, int) and 1 <= rows <= MOST_ROWS:
+            return rows
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    rows = measure()
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps({**facts, "rows": rows}, indent=2), encoding="utf-8")
+        aside.rename(path)
+    except OSError:
+        pass
+    return rows
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "latentsweep" / "rows"

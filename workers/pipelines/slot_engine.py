@@ -1,0 +1,433 @@
+"""The slot engine: requests of unlike settings share every UNet call.
+
+Each request is one plain diffusers call, with a scheduler and a generator of its own, running in a greenlet. At
+every tick the engine collects the UNet inputs of all running calls into one batch, calls the UNet once, and hands
+each call its rows. So a picture is what the plain pipeline draws, whatever shared its batches, and a call that ends
+makes room for the next at once.
+"""
+
+import copy
+import functools
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import greenlet
+import torch
+from PIL import Image
+
+from search_spaces.models import ModelDescription
+from search_spaces.requests import Failed, ImageRequest
+from search_spaces.space import effective_steps, guidance_is_on
+from workers.pipelines import Generated, Inputs
+from workers.pipelines.capacity import fastest_rows
+from workers.pipelines.looking import watch
+from workers.pipelines.rows import Rows
+from workers.pipelines.shared_models import (
+    Call,
+    DecodeCall,
+    LookCall,
+    SharedProcessor,
+    SharedUNet,
+    SharedVae,
+    UNetCall,
+    remembered_prompts,
+)
+from workers.pipelines.whole_call import (
+    SchedulerKey,
+    call_arguments,
+    checked,
+    first_line,
+    made_scheduler,
+    scheduler_key,
+)
+
+DECODED_TOGETHER = 8
+PATIENCE_SECONDS = 1.0
+
+COMPILED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
+"""Compiled one by one, each kind and shape once: that takes less long than the UNet as a whole."""
+
+COMPILED_SHAPES = 64
+"""Shapes of one kind of block that a UNet may have before torch gives up compiling."""
+
+
+@dataclass(eq=False)
+class _Run:
+    """One request under way: a plain call in its greenlet, and what that waits for."""
+
+    request: ImageRequest
+    thread: greenlet.greenlet = field(default_factory=greenlet.greenlet)
+    asks: Call | None = None
+    unet_calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Usage:
+    """What the engine's ticks were used for: `useful` of `offered` rows in `ticks` UNet calls."""
+
+    ticks: int = 0
+    useful: int = 0
+    offered: int = 0
+
+
+class SlotEngine:
+    """The seam `Pipeline` over the Stable Diffusion families: up to `rows` UNet rows per tick.
+
+    A request takes two rows with guidance and one without. `set_aside` bounds the requests that were looked at
+    and wait to be resumed. Where memory runs out, the rows are halved and what was in flight goes on, and the
+    next result says so.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        model: ModelDescription,
+        inputs: Inputs,
+        rows: int,
+        set_aside: int = 32,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._pipeline, self._model, self._inputs = pipeline, model, inputs
+        self._rows: Rows[_Run] = Rows(rows)
+        self._padded, self._patience, self._set_aside = False, patience, set_aside
+        self._vae = SharedVae(pipeline.vae)
+        self._shared = _shared_attributes(pipeline, self._vae)
+        self._schedulers: dict[SchedulerKey, list[Any]] = defaultdict(list)
+        self._aside: OrderedDict[str, _Run] = OrderedDict()
+        self._to_decode: list[_Run] = []
+        self._finished: list[Generated] = []
+        self._notes: list[str] = []
+        self.usage = Usage()
+
+    @property
+    def rows(self) -> int:
+        """UNet rows per tick; set to another number, it holds from the next tick on."""
+        return self._rows.capacity
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        self._rows.capacity = rows
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
+        """Tick until something is finished or a short time is over; running requests stay for the next call."""
+        with torch.inference_mode():
+            self._cancel(cancelled)
+            for request in new:
+                if request.image_id not in cancelled:
+                    self._take(request)
+            deadline = time.perf_counter() + self._patience
+            while not self._finished and self._is_busy and time.perf_counter() < deadline:
+                self._tick()
+            if not self._finished:
+                self._decode()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def compile(self) -> None:
+        """Compile the UNet's blocks with the next call; from then on every batch is padded to `rows` rows."""
+        self._padded = True
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
+        for module in self._pipeline.unet.modules():
+            if type(module).__name__ in COMPILED_BLOCKS:
+                module.compile(dynamic=False)
+
+    def fastest_rows(self, example: ImageRequest) -> int:
+        """The rows per call that this device is fastest with, measured on the UNet inputs of an example.
+
+        Raises ValueError where the example cannot be drawn.
+        """
+        with self._bare_call(example) as call:
+            return fastest_rows(call)
+
+    def bare_rate(self, example: ImageRequest, seconds: float) -> float:
+        """Rows per second of nothing but the UNet, called over and over with `rows` rows of an example.
+
+        The most that the engine could reach. Raises ValueError where the example cannot be drawn.
+        """
+        with self._bare_call(example) as call:
+            call(self.rows)
+            begun, calls = time.perf_counter(), 0
+            while time.perf_counter() - begun < seconds:
+                call(self.rows)
+                calls += 1
+            return calls * self.rows / (time.perf_counter() - begun)
+
+    @contextmanager
+    def _bare_call(self, example: ImageRequest) -> Iterator[Callable[[int], None]]:
+        """A function that calls the UNet on so many copies of an example's first row."""
+        with torch.inference_mode():
+            run = _Run(example)
+            run.thread.run = functools.partial(self._draw, run)
+            asks = run.thread.switch()
+            if not isinstance(asks, UNetCall):
+                raise ValueError(f"the example gives no UNet call but {asks}")
+            one = UNetCall(asks.sample[:1], asks.timestep, _first_row(asks.keywords))
+
+            def call(rows: int) -> None:
+                self._unet([one] * rows)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+
+            try:
+                yield call
+            finally:
+                self._end(run)
+                self.usage = Usage()
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._rows.live or self._rows.waiting or self._to_decode)
+
+    def _take(self, request: ImageRequest) -> None:
+        run = self._aside.pop(request.image_id, None)
+        if run is None:
+            run = _Run(request)
+            run.thread.run = functools.partial(self._draw, run)
+        run.request = request
+        rows = 2 if guidance_is_on(request.settings, self._model) else 1
+        self._rows.add(run, rows, _length(request, self._model) - run.unet_calls)
+
+    def _cancel(self, cancelled: Collection[str]) -> None:
+        if not cancelled:
+            return
+        for run in [*self._rows.live, *self._rows.waiting, *self._to_decode]:
+            if run.request.image_id in cancelled:
+                self._rows.remove(run)
+                self._end(run)
+        self._to_decode = [run for run in self._to_decode if run.request.image_id not in cancelled]
+        for image_id in cancelled:
+            if image_id in self._aside:
+                self._end(self._aside.pop(image_id))
+
+    def _end(self, run: _Run) -> None:
+        """Unwind a call that is not to go on."""
+        if run.thread:
+            run.thread.throw(greenlet.GreenletExit)
+
+    def _tick(self) -> None:
+        """Admit what fits, make one UNet call over all rows, decode what is ready."""
+        while admitted := self._rows.admit():  # one that fails at once, or has nothing to run, frees its rows
+            for run in admitted:
+                self._resume(run)
+        calls = [(run, run.asks) for run in self._rows.live if isinstance(run.asks, UNetCall)]
+        for batch in _alike(calls):
+            self._call_unet(batch)
+        if calls:
+            self._rows.tick()
+            self.usage.ticks += 1
+            self.usage.offered += self._rows.capacity
+        nothing_runs = not self._rows.live and not self._rows.waiting
+        if len(self._to_decode) >= DECODED_TOGETHER or nothing_runs:
+            self._decode()
+
+    def _resume(self, run: _Run, answer: Any = None) -> None:
+        """Let a call go on until it asks for something or ends."""
+        begun = time.perf_counter()
+        outcome = run.thread.switch() if run.asks is None else run.thread.switch(answer)
+        run.seconds += time.perf_counter() - begun
+        self._heed(run, outcome)
+
+    def _refuse(self, run: _Run, error: Exception) -> None:
+        """Let a call end with an error in place of an answer."""
+        self._heed(run, run.thread.throw(error))
+
+    def _heed(self, run: _Run, outcome: Call | Image.Image | Failed) -> None:
+        if isinstance(outcome, UNetCall):
+            run.asks = outcome
+            return
+        self._rows.remove(run)
+        if isinstance(outcome, DecodeCall | LookCall):
+            run.asks = outcome
+            self._to_decode.append(run)
+            return
+        calls = run.unet_calls if isinstance(outcome, Image.Image) else None
+        self._give_back(run, outcome, calls)
+
+    def _give_back(
+        self, run: _Run, picture: Image.Image | Failed, calls: int | None, after: int | None = None
+    ) -> None:
+        notes, self._notes = tuple(self._notes), []
+        self._finished.append(Generated(run.request, picture, run.seconds, calls, after, notes))
+
+    def _call_unet(self, batch: Sequence[tuple[_Run, UNetCall]]) -> None:
+        """One UNet call, or as few as hold `rows` rows each, for runs whose tensors can stand side by side."""
+        while batch:
+            part = _as_many_as_fit(batch, self._rows.capacity)
+            try:
+                begun = time.perf_counter()
+                noise = self._unet([call for _, call in part])
+            except torch.OutOfMemoryError as error:
+                if not self._halve():
+                    for run, _ in part:
+                        self._refuse(run, torch.OutOfMemoryError(first_line(error)))
+                    batch = batch[len(part) :]
+                continue
+            batch = batch[len(part) :]
+            total = len(noise)
+            share = (time.perf_counter() - begun) / total
+            start = 0
+            for run, call in part:
+                rows = len(call.sample)
+                run.unet_calls += 1
+                run.seconds += share * rows
+                self._resume(run, noise[start : start + rows])
+                start += rows
+
+    def _unet(self, calls: Sequence[UNetCall]) -> torch.Tensor:
+        """The UNet's answer for all calls' rows, in their order."""
+        rows = sum(len(call.sample) for call in calls)
+        padding = max(0, self._rows.capacity - rows) if self._padded else 0
+        sample, timestep = calls[0].sample, calls[0].timestep
+        samples = [call.sample for call in calls] + [sample[:1]] * padding
+        times = [call.timestep.reshape(1).float().expand(len(call.sample)) for call in calls]
+        times += [timestep.reshape(1).float()] * padding
+        keywords = _stacked([call.keywords for call in calls], padding)
+        noise: torch.Tensor = self._pipeline.unet(
+            torch.cat(samples), torch.cat(times), **keywords, return_dict=False
+        )[0]
+        self.usage.useful += rows
+        return noise[:rows]
+
+    def _halve(self) -> bool:
+        """Half the rows from now on; False where there is nothing left to halve."""
+        torch.cuda.empty_cache()
+        if self._rows.capacity <= 2:
+            return False
+        self._rows.capacity //= 2
+        self._notes.append(f"out of memory: {self._rows.capacity} UNet rows at a time from here on")
+        return True
+
+    def _decode(self) -> None:
+        """Decode everything that is ready, alike latents together; looks are set aside, the others end."""
+        ready, self._to_decode = self._to_decode, []
+        by_shape: dict[Hashable, list[_Run]] = defaultdict(list)
+        for run in ready:
+            assert isinstance(run.asks, DecodeCall | LookCall)
+            by_shape[run.asks.latents.shape, run.asks.latents.dtype].append(run)
+        for runs in by_shape.values():
+            for start in range(0, len(runs), DECODED_TOGETHER):
+                self._decode_alike(runs[start : start + DECODED_TOGETHER])
+
+    def _decode_alike(self, runs: Sequence[_Run]) -> None:
+        latents = [run.asks.latents for run in runs if isinstance(run.asks, DecodeCall | LookCall)]
+        begun = time.perf_counter()
+        try:
+            images = self._vae.decode_now(torch.cat(latents))
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            if len(runs) == 1:
+                self._refuse(runs[0], torch.OutOfMemoryError(first_line(error)))
+            for run in runs if len(runs) > 1 else ():
+                self._decode_alike([run])
+            return
+        share = (time.perf_counter() - begun) / len(runs)
+        for run, image in zip(runs, images, strict=True):
+            run.seconds += share
+            if isinstance(run.asks, LookCall):
+                self._show(run, run.asks.after, image[None])
+            else:
+                self._resume(run, image[None])
+
+    def _show(self, run: _Run, after: int, image: torch.Tensor) -> None:
+        """Give back what a call predicts, and keep the call so that it may go on."""
+        picture = self._pipeline.image_processor.postprocess(image, output_type="np")[0]
+        seen = checked(picture, flagged=False)
+        self._give_back(run, seen, run.unet_calls, after)
+        self._aside[run.request.image_id] = run
+        if len(self._aside) > self._set_aside:
+            _, oldest = self._aside.popitem(last=False)
+            self._end(oldest)
+
+    def _draw(self, run: _Run) -> Image.Image | Failed:
+        """The body of a run: one plain call on a pipeline whose heavy parts are shared."""
+        request = run.request
+        key = scheduler_key(request, self._model)
+        try:
+            scheduler = self._scheduler(key)
+            pipeline = copy.copy(self._pipeline)
+            # Past the pipeline's own __setattr__, which would write every assignment into its configuration.
+            vars(pipeline).update(self._shared, scheduler=scheduler)
+            if request.stop_after is not None:
+                watch(scheduler, lambda: run.request.stop_after)
+            result = pipeline(**call_arguments([request], self._model, self._inputs))
+            if request.stop_after is None:
+                self._schedulers[key].append(scheduler)
+        except torch.OutOfMemoryError as error:
+            return Failed("lost", f"out of memory: {first_line(error)}")
+        except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
+            return Failed("lost", f"{type(error).__name__}: {first_line(error)}")
+        flagged = getattr(result, "nsfw_content_detected", None) or [False]
+        return checked(result.images[0], bool(flagged[0]))
+
+    def _scheduler(self, key: SchedulerKey) -> Any:
+        """One that no running call has; `set_timesteps`, with which every call begins, makes it as new."""
+        idle = self._schedulers[key]
+        return idle.pop() if idle else made_scheduler(key, self._pipeline.scheduler.config)
+
+
+def _shared_attributes(pipeline: Any, vae: SharedVae) -> dict[str, Any]:
+    """What takes the place of a pipeline's own parts in every run's copy of it."""
+    shared: dict[str, Any] = {
+        "unet": SharedUNet(pipeline.unet),
+        "vae": vae,
+        "encode_prompt": remembered_prompts(pipeline.encode_prompt),
+        "maybe_free_model_hooks": lambda: None,  # offloaded models serve the other runs still
+    }
+    for name in ("image_processor", "mask_processor"):
+        if hasattr(pipeline, name):
+            shared[name] = SharedProcessor(getattr(pipeline, name))
+    return shared
+
+
+def _length(request: ImageRequest, model: ModelDescription) -> int:
+    """About how many UNet calls a request takes: only the order in which requests are admitted depends on it."""
+    steps = effective_steps(request.settings, model) or request.settings.get("num_inference_steps")
+    return steps if isinstance(steps, int) else 1
+
+
+def _alike(calls: Iterable[tuple[_Run, UNetCall]]) -> list[list[tuple[_Run, UNetCall]]]:
+    """Calls in groups whose tensors can stand side by side in one batch: those of one picture size."""
+    groups: dict[Hashable, list[tuple[_Run, UNetCall]]] = defaultdict(list)
+    for run, call in calls:
+        groups[call.sample.dtype, _shape(call.sample), _shape(call.keywords)].append((run, call))
+    return list(groups.values())
+
+
+def _shape(value: Any) -> Hashable:
+    """What has to agree: the shapes of tensors but for their rows, everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.shape[1:]
+    if isinstance(value, dict):
+        return tuple((name, _shape(item)) for name, item in sorted(value.items()))
+    return repr(value)
+
+
+def _first_row(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[:1]
+    return {name: _first_row(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _stacked(keywords: Sequence[Any], padding: int) -> Any:
+    """Keyword values of alike calls as one call's: tensors row under row, the first row repeated as padding."""
+    first = keywords[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat([*keywords, *[first[:1]] * padding])
+    if isinstance(first, dict):
+        return {name: _stacked([each[name] for each in keywords], padding) for name in first}
+    return first
+
+
+def _as_many_as_fit(batch: Sequence[tuple[_Run, UNetCall]], capacity: int) -> Sequence[tuple[_Run, UNetCall]]:
+    """The longest beginning of a batch with at most `capacity` rows; the first call alone where that has more."""
+    rows = 0
+    for count, (_, call) in enumerate(batch):
+        rows += len(call.sample)
+        if count and rows > capacity:
+            return batch[:count]
+    return batch
