@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint train-toyworld clean
 
 demo: .venv/installed  ## run the main study on the bundled model and say where the results are
 	$(BIN)/latentsweep run studies/cat-to-dragon.yaml
@@ -15,6 +15,9 @@ lint: .venv/installed-dev  ## formatter, linter, type checker, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+train-toyworld: .venv/installed  ## train the bundled model anew in build/toyworld; goes on where it was stopped
+	$(BIN)/python -m workers.toyworld.train
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -17,8 +17,8 @@ CAT = Scene(
     seed=4242,
     placement=Placement(x=0.5, y=0.56, scale=0.36),
 )
-# What takes the cat's place, a dragon say, needs more room than the cat.
-MARGIN = Margin(left=5, top=4, right=5, bottom=3)
+# Any subject that takes the cat's place has room in it, and its shadow too.
+MARGIN = Margin(left=3, top=3, right=3, bottom=3)
 
 
 def draw_inputs() -> dict[str, Image.Image]:

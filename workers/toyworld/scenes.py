@@ -52,7 +52,7 @@ class Placement(NamedTuple):
 
 
 class Box(NamedTuple):
-    """The smallest rectangle around a subject and its ink, in pixels and fractions of pixels, 0..SIDE."""
+    """A rectangle in the picture, in pixels and fractions of pixels, 0..SIDE."""
 
     left: float
     top: float
@@ -61,7 +61,7 @@ class Box(NamedTuple):
 
 
 class Margin(NamedTuple):
-    """How far a mask's rectangle reaches beyond a subject's box on each side, in pixels."""
+    """How far a mask's rectangle reaches beyond a subject's square on each side, in pixels."""
 
     left: float
     top: float
@@ -103,13 +103,33 @@ class Rendered:
     """A drawn scene.
 
     `image` is RGB, SIDE×SIDE. `mask` is L, SIDE×SIDE: 255 where the subject and its outlines cover more
-    than half of a pixel, 0 elsewhere. `box` is None for an empty scene.
+    than half of a pixel, 0 elsewhere. `box` is the smallest around the subject; `square` is the one that
+    every subject's shape is drawn in at this place, so that it tells nothing of the subject. Both are None
+    for an empty scene.
     """
 
     image: Image.Image
     mask: Image.Image
     box: Box | None
+    square: Box | None
     caption: str
+
+
+class Told(NamedTuple):
+    """The attributes that a caption mentions; None where it keeps silent, `empty` where no subject is told."""
+
+    subject: Subject | None = None
+    colour: Colour | None = None
+    style: Style | None = None
+    background: Background | None = None
+    empty: bool = False
+
+
+class Caption(NamedTuple):
+    """A caption's words and their meaning."""
+
+    text: str
+    told: Told
 
 
 def render(scene: Scene) -> Rendered:
@@ -119,7 +139,7 @@ def render(scene: Scene) -> Rendered:
     canvas = _paint_background(scene.background, layout)
     if scene.subject is None:
         empty = Image.new("L", (SIDE, SIDE), 0)
-        return Rendered(_to_image(_shrink_background(canvas, grain)), empty, None, caption(scene))
+        return Rendered(_to_image(_shrink_background(canvas, grain)), empty, None, None, caption(scene))
 
     posed = _pose_subject(scene.subject, scene, layout)
     if scene.style == "cartoon":
@@ -134,17 +154,24 @@ def render(scene: Scene) -> Rendered:
         colours = colours * _light(coverage, box, grain)
     silhouette = np.where(coverage[..., 0] > 0.5, 255, 0).astype(np.uint8)
     picture = _to_image(colours + behind * (1 - coverage))
-    return Rendered(picture, Image.fromarray(silhouette), box, caption(scene))
+    square = _square(posed.pose.placement)
+    return Rendered(picture, Image.fromarray(silhouette), box, square, caption(scene))
 
 
 def box_mask(rendered: Rendered, margin: Margin) -> Image.Image:
-    """Give an L mask, SIDE×SIDE: 255 in every pixel that the subject's box, widened by a margin, touches."""
-    if rendered.box is None:
+    """Give an L mask, SIDE×SIDE: 255 in every pixel that the subject's square, widened by a margin, touches.
+
+    A box around the subject itself would be wide for a car and high for a tree, and give away what it hides.
+    """
+    if rendered.square is None:
         raise ValueError("an empty scene has no subject to put a box around")
-    left = math.floor(rendered.box.left - margin.left)
-    top = math.floor(rendered.box.top - margin.top)
-    right = math.floor(rendered.box.right + margin.right)
-    bottom = math.floor(rendered.box.bottom + margin.bottom)
+    return cover(rendered.square, margin)
+
+
+def cover(box: Box, margin: Margin) -> Image.Image:
+    """Give an L mask, SIDE×SIDE: 255 in every pixel that a box, widened by a margin, touches."""
+    left, top = math.floor(box.left - margin.left), math.floor(box.top - margin.top)
+    right, bottom = math.floor(box.right + margin.right), math.floor(box.bottom + margin.bottom)
     mask = Image.new("L", (SIDE, SIDE), 0)
     ImageDraw.Draw(mask).rectangle((left, top, right, bottom), fill=255)
     return mask
@@ -166,10 +193,16 @@ def random_scene(seed: int) -> Scene:
 
 def caption(scene: Scene) -> str:
     """Say what somebody might call the scene, by its seed: in other words, only in part, or even ''."""
+    return describe(scene).text
+
+
+def describe(scene: Scene) -> Caption:
+    """Give the scene's caption, and what it tells."""
     draw = random.Random(f"caption {scene.seed}")
     if scene.subject is None:
         alone = draw.choice(_EMPTY_PLACES[scene.background])
-        return draw.choice(_EMPTY_SENTENCES).format(alone)
+        told = Told(background=scene.background, empty=True)
+        return Caption(draw.choice(_EMPTY_SENTENCES).format(alone), told)
 
     told = _choose_what_to_tell(scene, draw)
     subject = _choose_word(_SUBJECT_WORDS, told.subject, draw)
@@ -177,15 +210,15 @@ def caption(scene: Scene) -> str:
     style = _choose_word(_STYLE_WORDS, told.style, draw)
     place = _choose_word(_PLACE_WORDS, told.background, draw)
     if subject is None and colour is None:
-        return _tell_surroundings(style, place, told.background, draw)
+        return Caption(_tell_surroundings(style, place, told.background, draw), told)
 
     noun = subject or draw.choice(_NAMELESS)
     phrase = f"{colour} {noun}" if colour else noun
     sentence = _tell_in_style(phrase, style, told.style, draw)
     if place is None:
-        return sentence
+        return Caption(sentence, told)
     comma = "," if draw.random() < 0.15 else ""
-    return f"{sentence}{comma} {place}"
+    return Caption(f"{sentence}{comma} {place}", told)
 
 
 def _require_known(attribute: str, value: str, known: Sequence[str]) -> None:
@@ -254,26 +287,17 @@ _EMPTY_SENTENCES = ("{}", "a picture of {}", "{}, empty scene", "just {}")
 _NAMELESS = ("thing", "object", "something", "subject")
 
 
-class _Told(NamedTuple):
-    """The attributes that a caption mentions; None where it keeps silent."""
-
-    subject: Subject | None = None
-    colour: Colour | None = None
-    style: Style | None = None
-    background: Background | None = None
-
-
-def _choose_what_to_tell(scene: Scene, draw: random.Random) -> _Told:
+def _choose_what_to_tell(scene: Scene, draw: random.Random) -> Told:
     """Leave attributes out, so that the model learns each word on its own too."""
     style = None if draw.random() < 0.25 else scene.style
     colour = None if draw.random() < 0.18 else scene.colour
     background = None if draw.random() < 0.5 else scene.background
     subject = None if draw.random() < 0.08 else scene.subject
     if draw.random() >= 0.06:
-        return _Told(subject, colour, style, background)
+        return Told(subject, colour, style, background)
     # Styles three times: a single word of style is what a negative prompt usually is.
     only = draw.choice(("subject", "colour", "style", "style", "style", "background"))
-    return _Told(**{only: getattr(scene, only)})
+    return Told(**{only: getattr(scene, only)})
 
 
 def _choose_word(words: Mapping[str, tuple[str, ...]], name: str | None, draw: random.Random) -> str | None:
@@ -324,14 +348,14 @@ PALETTES: Mapping[Style, Mapping[Colour, RGB]] = {
         "grey": (140, 140, 148),
     },
     "realistic": {
-        "red": (170, 48, 44),
-        "orange": (200, 120, 50),
-        "yellow": (205, 180, 70),
-        "green": (44, 112, 58),
-        "blue": (55, 85, 150),
-        "purple": (110, 65, 130),
-        "white": (215, 212, 205),
-        "grey": (112, 112, 112),
+        "red": (208, 60, 52),
+        "orange": (236, 142, 64),
+        "yellow": (238, 208, 92),
+        "green": (66, 164, 78),
+        "blue": (70, 118, 208),
+        "purple": (148, 86, 186),
+        "white": (240, 238, 232),
+        "grey": (136, 136, 138),
     },
 }
 """A subject's main colour in each style, before a seed's variation and the realistic style's light."""
@@ -351,7 +375,7 @@ Tone = Literal["main", "dark", "light"]
 
 def _mix_tones(colour: Colour, style: Style, draw: random.Random) -> Mapping[Tone, RGB]:
     """Vary the palette's colour by the seed; give it, and it darker and lighter."""
-    spread, darker, lighter = (8, 0.3, 0.5) if style == "cartoon" else (14, 0.38, 0.3)
+    spread, darker, lighter = (8, 0.3, 0.5) if style == "cartoon" else (12, 0.34, 0.34)
     red, green, blue = (_clip(v + draw.randint(-spread, spread)) for v in PALETTES[style][colour])
     main = (int(red), int(green), int(blue))
     return {
@@ -612,6 +636,12 @@ def _bounds(outlines: Sequence[Points], ink: int) -> Box:
     return Box(*np.concatenate([first, last]).clip(0, SIDE).tolist())
 
 
+def _square(placement: Placement) -> Box:
+    """Give the square that a placement's shape is drawn in, but for tilt and proportions."""
+    x, y, scale = placement
+    return Box(*(SIDE * np.array([x - scale, y - scale, x + scale, y + scale])).clip(0, SIDE).tolist())
+
+
 def _corners(outline: Points) -> list[tuple[float, float]]:
     """Turn an outline into what Pillow takes."""
     return [(float(x), float(y)) for x, y in outline]
@@ -707,19 +737,18 @@ def _cast_shadow(canvas: Image.Image, pose: _Pose) -> Image.Image:
 
 
 def _light(coverage: Pixels, box: Box, grain: np.random.Generator) -> Pixels:
-    """Say what to multiply a subject's pixels by, to make it round, furry and lit from the upper left.
+    """Say what to multiply a subject's pixels by, to make it round and lit from the upper left.
 
     The factors are about 1, shape (SIDE, SIDE, 1).
     """
     # A blurred silhouette rises from the edges to the middle like a body, and its slope tells the side.
     height = Image.fromarray((coverage[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(3.2))
     down, right = np.gradient(np.asarray(height).astype(np.float32) / 255)
-    relief = 1 + np.clip(4.2 * down + 2.4 * right, -0.5, 0.45)
+    relief = 1 + np.clip(4.2 * down + 2.4 * right, -0.38, 0.42)
     rows = (np.arange(SIDE)[:, None] - box.top) / (box.bottom - box.top + 1e-6)
-    from_above = 1.14 - 0.34 * np.clip(rows, 0, 1)
-    specks = grain.normal(0, 1, (SIDE, SIDE))
-    fur = 0.6 * specks + 0.4 * np.roll(specks, 1, axis=0) + 0.4 * np.roll(specks, 1, axis=1)
-    light: Pixels = (relief * from_above + 0.085 * fur)[..., None]
+    from_above = 1.12 - 0.26 * np.clip(rows, 0, 1)
+    fur = grain.normal(0, 1, (SIDE, SIDE))
+    light: Pixels = (relief * from_above + 0.02 * fur)[..., None]
     return light
 
 
@@ -858,9 +887,9 @@ def _paint_meadow(brush: _Brush, horizon: float, draw: random.Random) -> None:
     hill = _vary(_Tint((125, 185, 80)), draw)
     brush.ellipse(left, horizon - 0.1, left + 0.8, horizon + 0.2, hill)
     petals = ((255, 255, 255), (250, 220, 60), (240, 120, 150))
-    for _ in range(14):
+    for _ in range(8):
         x, y = draw.random(), draw.uniform(horizon + 0.06, 1)
-        brush.disc(x, y, 0.012, draw.choice(petals))
+        brush.disc(x, y, 0.018, draw.choice(petals))
     _paint_sun(brush, (255, 235, 120), draw)
 
 
@@ -880,9 +909,9 @@ def _paint_sun(brush: _Brush, colour: RGB, draw: random.Random) -> None:
 
 def _paint_night(brush: _Brush, horizon: float, draw: random.Random) -> None:
     """Paint stars, and a moon into one of the upper corners."""
-    for _ in range(18):
+    for _ in range(9):
         x, y = draw.random(), draw.uniform(0, horizon - 0.03)
-        brush.disc(x, y, 0.008, (240, 240, 210))
+        brush.disc(x, y, 0.013, (240, 240, 210))
     brush.disc(draw.choice((0.13, 0.87)), 0.14, 0.1, (245, 240, 200))
 
 
@@ -922,9 +951,9 @@ def _paint_city(brush: _Brush, horizon: float, draw: random.Random) -> None:
 
 def _paint_lit_windows(brush: _Brush, left: float, right: float, top: float, bottom: float) -> None:
     """Paint the windows of a high-rise."""
-    for y in np.arange(top + 0.04, bottom - 0.05, 0.09):
-        for x in np.arange(left + 0.03, right - 0.05, 0.06):
-            brush.rectangle(x, y, x + 0.025, y + 0.04, (225, 215, 150))
+    for y in np.arange(top + 0.04, bottom - 0.07, 0.11):
+        for x in np.arange(left + 0.03, right - 0.06, 0.08):
+            brush.rectangle(x, y, x + 0.04, y + 0.055, (225, 215, 150))
 
 
 _SCENERY: Mapping[Background, Callable[[_Brush, float, random.Random], None]] = {
