@@ -4,6 +4,7 @@ import hashlib
 import importlib.resources
 import inspect
 import json
+import math
 import os
 import types
 import typing
@@ -115,6 +116,8 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
     if not files.json("scheduler/scheduler_config.json"):
         raise InputError(f"{key}: {name} has no scheduler/scheduler_config.json")
     unet, vae = (files.json(f"{part}/config.json") if part in index else {} for part in ("unet", "vae"))
+    if vae.get("_class_name") == "AsymmetricAutoencoderKL":
+        raise InputError(f"{key}: {name} has an AsymmetricAutoencoderKL, which cannot decode in batches yet")
     if task != "inpainting" and _sees_a_mask(unet, vae):
         raise InputError(
             f"{key}: {name} cannot do the task {task}: its UNet needs a mask; it can do inpainting"
@@ -458,11 +461,17 @@ def _scheduler_options(schedulers: Sequence[str], config: Mapping[str, Any]) -> 
     found: dict[str, dict[str, Value]] = {}
     for name in schedulers:
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
-        found[name] = {
+        values = {
             option: config[option]
             if option in config and option not in own_defaults
             else parameters[option].default
             for option in _option_kinds(name)
+        }
+        # JSON, in which a study is pinned, has no infinity.
+        found[name] = {
+            option: value
+            for option, value in values.items()
+            if not (isinstance(value, float) and not math.isfinite(value))
         }
     return found
 

@@ -1,6 +1,7 @@
 """Early looks: the clean picture that a running call predicts."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -70,8 +71,10 @@ def predicted_clean(
         clean = signal * sample - noise * model_output
     else:
         clean = (sample - noise * model_output) / signal
-    if scheduler.config.get("thresholding", False):
+    # A scheduler's configuration carries options along that its class does not know.
+    known = inspect.signature(type(scheduler).__init__).parameters
+    if "thresholding" in known and scheduler.config.thresholding:
         return scheduler._threshold_sample(clean)  # type: ignore[no-any-return]
-    if scheduler.config.get("clip_sample", False):
+    if "clip_sample" in known and scheduler.config.clip_sample:
         return clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
     return clean

@@ -17,7 +17,7 @@ class Rows(Generic[Key]):
     """`capacity` rows, filled anew before every tick with what fits of those that wait.
 
     A key stands for one request. The longest goes first, so that the last ones end together; each tick that
-    a request has waited counts as one call more, so that none waits for ever. A key that needs more rows
+    a request has waited counts as one call more, so that none of its width waits for ever. A key that needs more rows
     than there are is admitted alone.
     """
 

@@ -30,6 +30,7 @@ from workers.pipelines.shared_models import (
     Call,
     DecodeCall,
     LookCall,
+    Remembered,
     SharedProcessor,
     SharedUNet,
     SharedVae,
@@ -37,6 +38,7 @@ from workers.pipelines.shared_models import (
     remembered_prompts,
 )
 from workers.pipelines.whole_call import (
+    SchedulerKey,
     call_arguments,
     checked,
     first_line,
@@ -45,6 +47,7 @@ from workers.pipelines.whole_call import (
 )
 
 DECODED_TOGETHER = 8
+SCHEDULERS = 64
 PATIENCE_SECONDS = 1.0
 
 COMPILED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
@@ -96,6 +99,7 @@ class SlotEngine:
         self._padded, self._patience, self._set_aside = False, patience, set_aside
         self._vae = SharedVae(pipeline.vae)
         self._shared = _shared_attributes(pipeline, self._vae)
+        self._schedulers = Remembered(SCHEDULERS)
         self._aside: OrderedDict[str, _Run] = OrderedDict()
         self._to_decode: list[_Run] = []
         self._finished: list[Generated] = []
@@ -112,7 +116,10 @@ class SlotEngine:
         self._rows.capacity = rows
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
-        """Tick until something is finished or a short time is over; running requests stay for the next call."""
+        """Tick until something is finished or a short time is over; running requests stay for the next call.
+
+        All calls must come from one thread, to which the running requests are bound.
+        """
         with torch.inference_mode():
             self._cancel(cancelled)
             for request in new:
@@ -125,6 +132,15 @@ class SlotEngine:
                 self._decode()
         finished, self._finished = self._finished, []
         return finished
+
+    def close(self) -> None:
+        """Let go of everything under way or set aside; without it, running calls keep the model in memory."""
+        with torch.inference_mode():
+            for run in [*self._rows.live, *self._rows.waiting, *self._to_decode, *self._aside.values()]:
+                self._rows.remove(run)
+                self._end(run)
+        self._to_decode.clear()
+        self._aside.clear()
 
     def compile(self) -> None:
         """Compile the UNet's blocks with the next call; from then on every batch is padded to `rows` rows."""
@@ -269,7 +285,7 @@ class SlotEngine:
                 problem = _reason(error)
             # Not within `except`, where the exception would keep the failed call's tensors alive.
             if halve:
-                self._halve()
+                self._halve(sum(len(call.sample) for _, call in part))
                 continue
             batch = batch[len(part) :]
             if problem is None:
@@ -305,10 +321,10 @@ class SlotEngine:
         self.usage.useful += rows
         return noise[:rows]
 
-    def _halve(self) -> None:
-        """Half the rows from now on."""
+    def _halve(self, rows: int) -> None:
+        """Half of the rows that did not fit from now on."""
         torch.cuda.empty_cache()
-        self._rows.capacity = max(1, self._rows.capacity // 2)
+        self._rows.capacity = max(1, rows // 2)
         self._notes.append(f"out of memory: {self._rows.capacity} UNet rows at a time from here on")
 
     def _decode(self) -> None:
@@ -361,8 +377,7 @@ class SlotEngine:
         """The body of a run: one plain call on a pipeline whose heavy parts are shared."""
         request = run.request
         try:
-            key = scheduler_key(request, self._model)
-            scheduler = made_scheduler(key, self._pipeline.scheduler.config)
+            scheduler = self._scheduler(scheduler_key(request, self._model))
             pipeline = copy.copy(self._pipeline)
             # Past the pipeline's own __setattr__, which would write every assignment into its configuration.
             vars(pipeline).update(self._shared, scheduler=scheduler)
@@ -377,6 +392,11 @@ class SlotEngine:
         if not len(result.images):
             return Failed("lost", "the pipeline gave no picture")
         return checked(result.images[0], bool(flagged[0]))
+
+    def _scheduler(self, key: SchedulerKey) -> Any:
+        """A scheduler for one call; some take 0.2 s to make, and none to copy."""
+        made = self._schedulers.get(key, lambda: made_scheduler(key, self._pipeline.scheduler.config))
+        return copy.deepcopy(made)
 
     def _decodable(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the model's own pipeline scales and casts them before it decodes."""

@@ -940,3 +940,17 @@ class TestLeavesThePipelineAsItWas:
         del engine
         gc.collect()
         assert reference() is None
+
+
+def test_a_closed_engine_lets_go_of_everything(load: Load) -> None:
+    """Running calls hold the engine and its model, in a circle that the garbage collector does not see."""
+    text = load("sd", "text-to-image")
+    engine = text.engine()
+    before = len(suspended())
+    with torch.inference_mode():
+        engine._take(text.request(1, num_inference_steps=9))
+        engine._tick()
+    assert len(suspended()) == before + 1
+    engine.close()
+    assert len(suspended()) == before
+    assert engine.advance([]) == []

@@ -138,7 +138,7 @@ class TestInpaintingEqualsPlainCalls:
         # With guidance on, the negative prompt is each one's own; with it off, it is dead.
         for number in (0, 3, 6, 9):
             one, other = (pictures[requests[number + offset].image_id] for offset in (0, 1))
-            assert (farthest(one, other) > 20) == (requests[number].settings["guidance_scale"] == 7.5)
+            assert (farthest(one, other) > 5) == (requests[number].settings["guidance_scale"] == 7.5)
 
     def test_with_settings_of_every_other_kind(
         self,
