@@ -29,7 +29,7 @@ class Poisoned(Worker):
     """Dies with its process whenever it is given the poison."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+        self._worker, self.batch = worker, worker.batch
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
         if any(request.image_id == POISON for request in new):

@@ -248,9 +248,13 @@ class TestOverlap:
                 raise RuntimeError("the scorer is broken")
 
         worker = Worker(FakePipeline(2), {"clip_score": Broken()}, "fake", overlap=True)
-        worker.advance([a_request({"num_inference_steps": 1})])
-        with pytest.raises(RuntimeError, match="the scorer is broken"):
+
+        def work() -> None:
+            worker.advance([a_request({"num_inference_steps": 1})])
             worker.advance([])
+
+        with pytest.raises(RuntimeError, match="the scorer is broken"):
+            work()
 
 
 def test_an_early_look_is_scored_and_not_kept() -> None:
