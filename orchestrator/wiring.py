@@ -107,8 +107,8 @@ def _check_scheduler_options(study: Study, path: Path) -> None:
     given = {*study.settings, *study.space.axes} & study.model.scheduler_kinds.keys()
     if not given:
         return
-    axes = [study.space.axes[name].points() or () for name in given & study.space.axes.keys()]
-    names = [name for name in given if name in study.space.axes]
+    names = sorted(given & study.space.axes.keys())
+    axes = [study.space.axes[name].points() or () for name in names]
     schedulers = study.space.axes["scheduler"].points() if "scheduler" in study.space.axes else None
     fixed = {**study.settings, "num_inference_steps": study.example.get("num_inference_steps", 10)}
     every = product(schedulers or (study.settings["scheduler"],), *axes)

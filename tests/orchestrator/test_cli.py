@@ -6,7 +6,7 @@ import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import yaml
 from PIL import Image
@@ -252,6 +252,17 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     ):
         assert words in out
     assert not (path.parent / "runs").exists()
+
+
+def test_several_options_of_schedulers_are_each_tried_with_their_own_values(path: Path) -> None:
+    space = (
+        "strength: [0.3, 1.0]\n  scheduler: [DPMSolverMultistepScheduler]\n  use_karras_sigmas: [true, false]\n"
+        "  timestep_spacing: [leading, trailing]\n  algorithm_type: [dpmsolver++, sde-dpmsolver++]\n"
+        "  solver_order: [2, 3]"
+    )
+    path.write_text(STUDY.replace("strength: [0.3, 1.0]", space), encoding="utf-8")
+    study = wiring.resolve(path, "runs", lambda: 0).study
+    assert study.space.axes["solver_order"].points() == (2, 3)
 
 
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
