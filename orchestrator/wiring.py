@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,10 @@ from search_spaces.models import ModelDescription
 from search_spaces.requests import Scored, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
+from search_spaces.strategies.halving import Halving
+from search_spaces.strategies.staged import Coordinate, Refine
+from search_spaces.strategies.trials import Trials
+from search_spaces.strategies.validation import Validated
 from search_spaces.study import PinnedInput, Study, pin
 from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
@@ -177,10 +181,44 @@ def _stretched(study: Study, images: Mapping[str, Image.Image]) -> list[str]:
 
 
 def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
-    """The strategy that a study names."""
-    instances = len(study.instances)
-    if study.search.strategy == "grid":
-        return Grid(study.space, study.judge, instances, past)
+    """The strategy that a study names, and after it the validation."""
+    search = _search(study, past)
+    if not study.search.validation:
+        return search
+    baseline = study.judge.candidate(study.baseline)
+    return Validated(
+        search,
+        Trials(study.judge, study.objective, past),
+        len(study.instances),
+        len(study.validation_instances),
+        lambda settings: study.judge.candidate(settings) == baseline,
+        past,
+    )
+
+
+def _search(study: Study, past: Sequence[PastTrial]) -> Strategy:
+    search, judge, instances = study.search, study.judge, len(study.instances)
+    if search.samples:
+        return _sampler(study, past)
+    trials = Trials(judge, study.objective, past)
+    if search.strategy == "coordinate":
+        axes, first = study.space.axes, study.first
+        start = study.baseline if judge.obstacle(study.baseline) is None else study.example
+        return Coordinate(trials, axes, search.order, start, instances, search.rounds, search.keep, first)
+    if search.strategy == "refine":
+        return Refine(trials, study.space.axes, instances, search.trials, search.keep, study.first)
+    # Where not all cells may have their turn, those that have are drawn at random.
+    partly = search.trials is not None or study.budget.is_set
+    walk = study.space.shuffled(search.seed) if partly else study.space.by_cost().lattice()
+    cells = chain(study.first, walk)
+    if search.strategy == "grid":
+        return Grid(trials, cells, instances, search.trials)
+    entrants = list(islice(trials.candidates(cells), search.trials))
+    looks = search.early_look == "auto" and study.model.family.slots
+    return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed)
+
+
+def _sampler(study: Study, past: Sequence[PastTrial]) -> Strategy:
     from optuna.samplers import TPESampler
 
     from search_spaces.strategies.optuna_sampler import OptunaSampler
@@ -191,7 +229,7 @@ def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
     return OptunaSampler(
         study.space,
         study.judge,
-        instances,
+        len(study.instances),
         study.objective,
         study.search.trials,
         sampler,

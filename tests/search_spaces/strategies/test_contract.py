@@ -16,6 +16,7 @@ from search_spaces.space import Judge, Space, survey
 from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
 from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.optuna_sampler import OptunaSampler
+from search_spaces.strategies.trials import Trials
 from tests.search_spaces.examples import INPAINTING, SDXL, TEXT_TO_IMAGE, UNKNOWN, space
 
 ALL = 10**6
@@ -359,7 +360,7 @@ class StrategyContract:
 
 class TestGrid(StrategyContract):
     def make(self, case: Case, past: Sequence[PastTrial] = (), trials: int = ALL) -> Strategy:
-        return Grid(case.space, case.judge, case.instances, past)
+        return Grid(Trials(case.judge, "clip_score", past), case.space.lattice(), case.instances)
 
 
 class SamplerContract(StrategyContract):
