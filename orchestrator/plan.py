@@ -199,6 +199,12 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
             if not (study.search.validation or study.budget.images)
             else f"{_up_to(study)}{plan.images:,} of {plan.trials:,} trials × {instances} instances, {there}",
         )
+    raced = pictures(plan.trials, instances)
+    if study.search.strategy == "grid" and raced <= plan.trials * instances / 2:
+        yield (
+            "advice",
+            f"search: {{strategy: halving}} would race the same settings with at most {raced:,} images",
+        )
     if study.search.validation:
         fresh = len(study.validation_instances)
         yield "validation", f"the best {VALIDATED} and the baseline on {fresh} fresh instances, counted above"

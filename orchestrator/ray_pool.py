@@ -266,10 +266,13 @@ class RayPool:
         return True
 
     def _next(self, actor: _Actor, count: int) -> list[ImageRequest]:
-        """The next requests for an actor: not those that another keeps half done, unless it would be idle."""
-        suitable = [r for r in self._queue if self._aside.get(r.image_id, actor) is actor]
-        if not suitable and not actor.held:
-            suitable = list(self._queue)
+        """The next requests for an actor: not those that another keeps half done, unless that one is busy."""
+        suitable = [
+            request
+            for request in self._queue
+            if (owner := self._aside.get(request.image_id, actor)) is actor
+            or (not actor.held and len(owner.held) >= CALLS_AHEAD * owner.batch)
+        ]
         new = suitable[: max(0, count)]
         taken = {request.image_id for request in new}
         if taken:

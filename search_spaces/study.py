@@ -306,6 +306,12 @@ def _check_search(study: Study, source: str) -> None:
         obstacle = study.judge.obstacle({**study.baseline, **settings})
         if obstacle is not None:
             raise InputError(f"{source}: search.enqueue[{number}] cannot run: {obstacle}")
+    size = study.space.size
+    if search.strategy == "halving" and search.trials is None and size is not None and size > SURVEY_LIMIT:
+        raise InputError(
+            f"{source}: search: halving cannot race all of {size:,} cells at once; give search.trials, the number "
+            "of them to draw at random, such as 10000"
+        )
     images = study.budget.images
     if images is not None and images < len(study.instances):
         raise InputError(
