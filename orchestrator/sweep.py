@@ -9,6 +9,7 @@ from orchestrator.budget import Spent, images_left, spent_up
 from orchestrator.catalog import Catalog, Judged, Unscored
 from orchestrator.pool import Done, Pool
 from orchestrator.tracking import TrackedImage, TrackedTrial, Tracker
+from search_spaces.objectives import GPU_SECONDS
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Role, Scored, Settings, Trial
 from search_spaces.space import guidance_is_on
 from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
@@ -90,6 +91,7 @@ class _Sweep:
         self._catalog, self._tracker, self._clock = catalog, tracker, clock
         self._keep_spent, self._kept_at = keep_spent, clock()
         self._instances = {"search": study.instances, "validate": study.validation_instances}
+        self._took: dict[str, float] = {}  # seconds of stored pictures that are only scored
         self._begun, self._seconds_before = clock(), spent.seconds
         self._looked: dict[str, tuple[int, float]] = {}  # UNet calls and seconds up to the latest look
         self._waiting: dict[str, list[tuple[Assignment, ImageRequest]]] = {}
@@ -165,6 +167,7 @@ class _Sweep:
             self._waiting[request.image_id] = [(assignment, request)]
             if isinstance(known, Unscored):
                 self._progress.reused += 1
+                self._took[request.image_id] = known.seconds
                 self._pool.score([(request, known.picture)])
             else:
                 to_make.append(request)
@@ -178,8 +181,17 @@ class _Sweep:
             for note in done.notes:
                 if note not in self._progress.notes:
                     self._progress.notes.append(note)
+            outcome = self._measured(done)
             for assignment, request in self._waiting.pop(done.request.image_id, ()):
-                self._judged.append(_judged(assignment, request, done.outcome))
+                self._judged.append(_judged(assignment, request, outcome))
+
+    def _measured(self, done: Done) -> Outcome:
+        """A result's outcome, with what was measured as it was made where the study asks for that."""
+        seconds = self._took.pop(done.request.image_id, done.provenance.seconds_generate)
+        if not isinstance(done.outcome, Scored):
+            return done.outcome
+        made = {GPU_SECONDS: seconds}
+        return Scored({**done.outcome.scores, **{name: made[name] for name in self._study.measures}})
 
     def _spend(self, done: Done) -> None:
         """Count what a result has cost since the latest look at it, and the rows per second.

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from search_spaces.domains import Domain, FloatRange, IntRange, contains
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
+from search_spaces.objectives import Constraint, Direction, parse_constraint
 from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value, content_hash
 from search_spaces.space import Judge, Space, canonical_settings
 from search_spaces.study_file import BudgetSpec, CometSpec, EngineSpec, SearchSpec, StudySpec
@@ -57,7 +58,19 @@ class Study(BaseModel):
     comet: CometSpec
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
     exclude: tuple[dict[str, Domain], ...] = ()
+    directions: dict[str, Direction] = {}
+    constraints: tuple[Constraint, ...] = ()
     budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
+
+    @property
+    def objectives(self) -> dict[str, Direction]:
+        """The scores that count and whether they are to be large or small; the first is the report's."""
+        return self.directions or {self.objective: "maximize"}
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """The scores that count beside the scorer's: measured as an image is made, not judged from it."""
+        return frozenset({*self.objectives, *(bound.score for bound in self.constraints)}) - {self.objective}
 
     @property
     def judge(self) -> Judge:
@@ -188,6 +201,8 @@ def pin(
         comet=spec.comet,
         engine=spec.engine,
         exclude=tuple(spec.exclude),
+        directions={name: how for entry in spec.objectives for name, how in entry.items()},
+        constraints=tuple(map(parse_constraint, spec.constraints)),
         budget=spec.budget,
     )
     _check_conditions(study, source)

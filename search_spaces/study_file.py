@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task
+from search_spaces.objectives import parse_constraint
 from search_spaces.requests import Value, canonical
 
 
@@ -461,6 +462,12 @@ class StudySpec(_Section):
     search: SearchSpec = SearchSpec()  # type: ignore[call-arg]
     budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
     objective: Literal["clip_score"] = "clip_score"
+    objectives: list[dict[Literal["clip_score", "gpu_seconds"], Literal["maximize", "minimize"]]] = Field(
+        [], description="several at once, each a score and its direction: what comes out is a Pareto front"
+    )
+    constraints: list[str] = Field(
+        [], description="bounds that a trial's mean has to keep, such as gpu_seconds <= 2.5"
+    )
     clip_model: str | None = Field(None, description="the CLIP that judges, named like `model`")
     comet: CometSpec = CometSpec()  # type: ignore[call-arg]
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
@@ -489,6 +496,7 @@ class StudySpec(_Section):
         for seed in (seeds[0], seeds[-1]):
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seeds: {shown(seed)} is not between 0 and 2^63 - 1")
+        self._check_objectives()
         if "prompt" in self.space and any(item.score_text is None for item in self.inputs):
             raise ValueError(
                 "space.prompt: give every input a score_text, so that all prompts are judged by one text"
@@ -501,6 +509,37 @@ class StudySpec(_Section):
                         "tpe takes any range"
                     )
         return self
+
+    def _check_objectives(self) -> None:
+        """Several objectives are several, and are searched by what can have several."""
+        for number, objective in enumerate(self.objectives):
+            if len(objective) != 1:
+                raise ValueError(
+                    f"objectives[{number}] names {len(objective)} scores; each entry is one, such as "
+                    "clip_score: maximize"
+                )
+        names = [name for objective in self.objectives for name in objective]
+        if len(names) == 1:
+            raise ValueError(
+                "objectives: one alone is no choice between several; it stands under 'objective'"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError("objectives: a score is listed twice")
+        if names and "clip_score" not in names:
+            raise ValueError("objectives: clip_score is missing; without it nobody looks at the pictures")
+        if {"clip_score": "minimize"} in self.objectives:
+            raise ValueError("objectives: clip_score can only be maximized")
+        for number, text in enumerate(self.constraints):
+            try:
+                parse_constraint(text)
+            except ValueError as error:
+                raise ValueError(f"constraints[{number}]: {error}") from None
+        strategy = self.search.strategy
+        if (names or self.constraints) and strategy in ("halving", "coordinate", "refine"):
+            what = "several objectives" if names else "constraints"
+            raise ValueError(
+                f"search.strategy: {strategy} races one objective and cannot have {what}; use tpe or grid"
+            )
 
     @property
     def seed_list(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from orchestrator.catalog import Judged, Unscored
 from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS, image_row, score_rows, trial_row
 from orchestrator.pool import Done, PngPicture
+from search_spaces.objectives import GPU_SECONDS
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
@@ -112,10 +113,11 @@ class ParquetCatalog:
 
     def __init__(self, tables: Tables, study: Study) -> None:
         self._tables, self._study = tables, study
+        rows = tables.read("images", ["image_id", "status", "reason", "seconds_generate"]).to_pylist()
         self._images = {
-            row["image_id"]: row["reason"] if row["status"] == "infeasible" else None
-            for row in tables.read("images", ["image_id", "status", "reason"]).to_pylist()
+            row["image_id"]: row["reason"] if row["status"] == "infeasible" else None for row in rows
         }
+        self._seconds = {row["image_id"]: row["seconds_generate"] for row in rows} if study.measures else {}
         scores = tables.read(
             "scores", ["image_id", "text", "value"], pc.field("scorer") == study.scorer.id
         ).to_pylist()
@@ -136,9 +138,10 @@ class ParquetCatalog:
         if reason is not None:
             return Failed("infeasible", reason)
         value = self._scores.get((request.image_id, request.score_text))
+        seconds = self._seconds.get(request.image_id, 0.0)
         if value is not None:
-            return Scored({self._study.objective: value})
-        return Unscored(PngPicture(self._tables.png(request.image_id)))
+            return Scored({self._study.objective: value, **dict.fromkeys(self._study.measures, seconds)})
+        return Unscored(PngPicture(self._tables.png(request.image_id)), seconds)
 
     def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
         """Pictures, then their scores, then the trials that rest on them; durable on return."""
@@ -154,9 +157,11 @@ class ParquetCatalog:
         for item in images:
             failed = isinstance(item.outcome, Failed)
             self._images[item.request.image_id] = item.outcome.reason if failed else None  # type: ignore[union-attr]
+            if self._study.measures:
+                self._seconds[item.request.image_id] = item.provenance.seconds_generate
         for item in done:
             if isinstance(item.outcome, Scored):
-                (value,) = item.outcome.scores.values()
+                value = item.outcome.scores[self._study.objective]
                 self._scores[item.request.image_id, item.request.score_text] = value
 
 
@@ -170,13 +175,15 @@ def _belongs_in_images(item: Done) -> bool:
 def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[PastTrial]:
     """The trials of a study as the trials table has them, by number, each with what became of its instances.
 
-    `forget_lost` leaves lost instances out, so that they are tried again.
+    Scores have the seconds that the image took beside them. `forget_lost` leaves lost instances out, so that
+    they are tried again.
     """
     columns = ["trial", "instance", "image_id", "role", "state", "reason", "settings", "scorer", "text"]
     rows = tables.read("trials", [*columns, "after", "value"], pc.field("study") == study).to_pylist()
     if not rows:
         return []
     values = score_values(tables, {row["scorer"] for row in rows})
+    seconds = _seconds(tables, {row["image_id"] for row in rows})
     trials: dict[int, _Found] = {}
     for row in rows:
         found = trials.setdefault(row["trial"], _Found(row["settings"]))
@@ -188,10 +195,18 @@ def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[P
         elif row["state"] == "scored":
             value = values.get((scorer, row["image_id"], row["text"]))
             if value is not None:
-                outcomes[instance] = Scored({scorer_name(scorer): value})
+                took = seconds.get(row["image_id"], 0.0)
+                outcomes[instance] = Scored({scorer_name(scorer): value, GPU_SECONDS: took})
         elif not (forget_lost and row["state"] == "lost"):
             outcomes.setdefault(instance, Failed(row["state"], row["reason"]))
     return [found.past_trial(number) for number, found in sorted(trials.items())]
+
+
+def _seconds(tables: Tables, image_ids: Set[str]) -> dict[str, float]:
+    """How long a worker took for each of some images."""
+    wanted = pc.field("image_id").isin(pa.array(sorted(image_ids), pa.string()))
+    rows = tables.read("images", ["image_id", "seconds_generate"], wanted).to_pylist()
+    return {row["image_id"]: row["seconds_generate"] for row in rows}
 
 
 @dataclass

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange, contains
 from search_spaces.errors import InputError
 from search_spaces.models import REGISTRY
+from search_spaces.objectives import parse_constraint
 from search_spaces.study_file import KEYWORDS, StudySpec, json_schema, load, parse
 from tests.search_spaces.examples import law
 
@@ -280,6 +281,15 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ("budget", {"images": 0}, ["budget.images: 0", "below 1"]),
         ("budget", {"seconds": 0}, ["budget.seconds: 0", "must be above 0"]),
         ("budget", {"gpu_second": 5}, ["unknown key 'gpu_second' in budget", "did you mean 'gpu_seconds'?"]),
+        ("objectives", [{"clip_score": "maximize"}], ["objectives: one alone", "'objective'"]),
+        ("objectives", [{"clip_score": "maximize"}, {"gpu_second": "minimize"}], ["gpu_second"]),
+        ("objectives", [{"clip_score": "maximise"}], ["maximise", "did you mean 'maximize'"]),
+        ("objectives", [{"clip_score": "maximize"}, {"clip_score": "maximize"}], ["listed twice"]),
+        ("objectives", [{"clip_score": "minimize"}, {"gpu_seconds": "minimize"}], ["clip_score can only be max"]),
+        ("objectives", [{"clip_score": "maximize", "gpu_seconds": "minimize"}], ["objectives[0] names 2 scores"]),
+        ("constraints", ["beauty >= 3"], ["constraints[0]", "unknown score 'beauty'", "clip_score"]),
+        ("constraints", ["gpu_seconds < 3"], ["constraints[0]", "not a bound", "gpu_seconds <= 2.5"]),
+        ("constraints", [3], ["constraints[0]: 3", "not a text"]),
         ("exclude", [{}], ["exclude[0] is empty"]),
         ("exclude", [{"strength": [0.5]}, {"strength": {"low": 0.2}}], ["exclude[1].strength: high is missing"]),
         ("exclude", [{"strength": 3}], ["exclude[0].strength: 3", "above 1"]),
@@ -707,3 +717,28 @@ settings: {guidance_scale: 5}
     assert spec.exclude[1] == {"eta": Choices(values=(1.0,))}
     assert contains(spec.exclude[0]["eta"], 0.5)
     assert not contains(spec.exclude[0]["eta"], 0.7)
+
+
+def test_several_objectives_and_constraints_are_read() -> None:
+    spec = StudySpec.model_validate(
+        {
+            **document(),
+            "objectives": [{"clip_score": "maximize"}, {"gpu_seconds": "minimize"}],
+            "constraints": ["gpu_seconds<=.5", "clip_score >= -1e1"],
+        }
+    )
+    assert spec.objectives[1] == {"gpu_seconds": "minimize"}
+    assert [str(parse_constraint(text)) for text in spec.constraints] == [
+        "gpu_seconds <= 0.5",
+        "clip_score >= -10",
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["halving", "coordinate", "refine"])
+def test_races_have_one_objective(strategy: str) -> None:
+    search = {"strategy": strategy, **({"trials": 9} if strategy == "refine" else {})}
+    both = [{"clip_score": "maximize"}, {"gpu_seconds": "minimize"}]
+    for changes in ({"objectives": both}, {"constraints": ["gpu_seconds <= 1"]}):
+        sentence = refusal(yaml.safe_dump({**document(), "search": search, **changes}))
+        assert f"{strategy} races one objective" in sentence
+        assert "use tpe or grid" in sentence
