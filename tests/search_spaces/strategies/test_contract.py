@@ -15,7 +15,7 @@ from search_spaces.requests import Failed, Outcome, Scored, Settings
 from search_spaces.space import Judge, Space, survey
 from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
 from search_spaces.strategies.grid import Grid
-from search_spaces.strategies.optuna_sampler import OptunaSampler
+from search_spaces.strategies.optuna_sampler import Direction, OptunaSampler
 from tests.search_spaces.examples import INPAINTING, SDXL, TEXT_TO_IMAGE, UNKNOWN, space
 
 ALL = 10**6
@@ -370,8 +370,9 @@ class SamplerContract(StrategyContract):
 
     def make(self, case: Case, past: Sequence[PastTrial] = (), trials: int = ALL) -> Strategy:
         sampler = self.sampler(len(past))
+        objectives: Mapping[str, Direction] = {"clip_score": "maximize"}
         return OptunaSampler(
-            case.space, case.judge, case.instances, "clip_score", trials, sampler, seed=1, past=past
+            case.space, case.judge, case.instances, objectives, trials, sampler, seed=1, past=past
         )
 
     @schedules

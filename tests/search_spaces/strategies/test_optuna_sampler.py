@@ -50,7 +50,7 @@ def made(
     trials: int = 100,
     past: Sequence[PastTrial] = (),
 ) -> OptunaSampler:
-    return OptunaSampler(axes, judge, instances, "clip_score", trials, sampler, past=past)
+    return OptunaSampler(axes, judge, instances, {"clip_score": "maximize"}, trials, sampler, past=past)
 
 
 def run(strategy: OptunaSampler, score: Callable[[Settings], float], batch: int = 4) -> list[Settings]:
@@ -287,7 +287,7 @@ def quality(settings: Settings) -> float:
 def test_tpe_concentrates_near_the_optimum_and_chance_does_not(axes: Space) -> None:
     def later(sampler: BaseSampler, seed: int) -> tuple[float, float]:
         chance = random.Random(seed)
-        strategy = OptunaSampler(axes, ANYTHING_GOES, 1, "clip_score", 50, sampler, seed)
+        strategy = OptunaSampler(axes, ANYTHING_GOES, 1, {"clip_score": "maximize"}, 50, sampler, seed=seed)
         values = [quality(s) for s in run(strategy, lambda s: quality(s) + chance.gauss(0, 0.2))]
         assert len(values) == 50
         return statistics.mean(values[25:]), max(values)
