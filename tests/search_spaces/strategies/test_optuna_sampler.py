@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import optuna
 import pytest
+import torch
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
@@ -294,7 +295,9 @@ def test_nobody_is_idle_while_a_stage_is_under_way() -> None:
         race.strategy.report([Report(0, assignment.instance, race.score(assignment))])
     assert [(a.trial.number, a.instance) for a in race.strategy.ask(2)] == pairs(2, [1, 2])
     race.strategy.report([Report(0, 1, race.score(first[1]))])
-    assert [(a.trial.number, a.instance) for a in race.strategy.ask(5)] == pairs(2, [3]) + pairs(0, range(4, 8))
+    assert [(a.trial.number, a.instance) for a in race.strategy.ask(5)] == pairs(2, [3]) + pairs(
+        0, range(4, 8)
+    )
 
 
 def test_the_furthest_trial_and_of_those_the_best_goes_on_first() -> None:
@@ -320,14 +323,6 @@ def test_a_loser_is_dropped_and_told_as_what_its_pairs_say(direction: Direction)
     assert value == pytest.approx(estimate)
     assert abs(estimate - statistics.fmean(loser)) < 1 < abs(estimate - loser[3])
     assert race.until_done() == {2: 16}
-
-
-def test_a_new_leader_drops_at_once_what_it_beats() -> None:
-    race = Race([noisy(10, 0), noisy(30, 1), noisy(11, 2)], past=[PastTrial(0, {"x": 0}, {})])
-    race.step(12)  # a stage of each; 1 is the best
-    race.step(12)  # and goes to its end
-    dealt = race.strategy.ask(2)  # nothing is known to be lost before 1 is complete
-    assert dealt == []
 
 
 def test_nothing_is_dropped_before_anybody_is_complete() -> None:
@@ -421,7 +416,8 @@ def test_a_twin_of_a_dropped_trial_is_answered_with_its_estimate() -> None:
 
 
 def test_more_instances_are_raced_again_from_the_best_on() -> None:
-    short = Race([noisy(20, 0, 32), noisy(10, 1, 32), noisy(30, 2, 32), noisy(29.9, 3, 32)])
+    best = noisy(30, 2, 32)
+    short = Race([noisy(20, 0, 32), noisy(10, 1, 32), best, best])
     past: dict[int, dict[int, Outcome]] = {}
     while dealt := short.strategy.ask(4):
         for a in dealt:
@@ -431,8 +427,7 @@ def test_more_instances_are_raced_again_from_the_best_on() -> None:
     trials = [PastTrial(number, {"x": number}, outcomes) for number, outcomes in past.items()]
     long = Race(short.table, past=trials, instances=32)
     assert long.step(16)[0] == pairs(2, range(16, 32))
-    dealt_more = long.until_done()
-    assert set(dealt_more) <= {3}
+    assert long.until_done() == {3: 16}, "the others lose on what they have already"
 
 
 SEEDS = range(6)
@@ -509,7 +504,8 @@ def test_several_objectives_are_told_as_means_and_nothing_is_raced() -> None:
     dealt = strategy.ask(99)
     assert len(dealt) == 16
     outcomes = [
-        Scored({"clip_score": 10.0 * a.trial.number + a.instance, "seconds": 2.0, "other": 9.0}) for a in dealt
+        Scored({"clip_score": 10.0 * a.trial.number + a.instance, "seconds": 2.0, "other": 9.0})
+        for a in dealt
     ]
     reports = [Report(a.trial.number, a.instance, o) for a, o in zip(dealt, outcomes, strict=True)]
     reports[3] = Report(0, 3, Failed("lost", "gone"))
@@ -518,11 +514,11 @@ def test_several_objectives_are_told_as_means_and_nothing_is_raced() -> None:
     assert [heard[1] for heard in sampler.heard] == ["FAIL", "COMPLETE"]
 
 
-@pytest.mark.parametrize("sampler", [TPESampler(seed=0), NSGAIISampler(seed=0, population_size=4)])
+@pytest.mark.parametrize("sampler", [TPESampler(seed=0), NSGAIISampler(seed=0, population_size=8)])
 def test_samplers_search_for_several_objectives_at_once(sampler: BaseSampler) -> None:
     objectives: Mapping[str, Direction] = {"clip_score": "maximize", "steps": "minimize"}
-    constraint = Constraint("clip_score", ">=", 22)
-    strategy = OptunaSampler(AXES, ANYTHING_GOES, 1, objectives, 40, sampler, constraints=[constraint])
+    constraint = Constraint("clip_score", ">=", 25)
+    strategy = OptunaSampler(AXES, ANYTHING_GOES, 1, objectives, 60, sampler, constraints=[constraint])
     tried: list[Settings] = []
     while dealt := strategy.ask(2):
         tried += [a.trial.settings for a in dealt]
@@ -541,8 +537,8 @@ def test_samplers_search_for_several_objectives_at_once(sampler: BaseSampler) ->
                 for a in dealt
             ]
         )
-    assert len(tried) == 40
-    kept = [sum(quality(s) >= 22 for s in half) for half in (tried[:20], tried[20:])]
+    assert len(tried) == 60
+    kept = [sum(quality(s) >= 25 for s in half) for half in (tried[:30], tried[30:])]
     assert kept[1] > kept[0], "the constraint is learned"
 
 
@@ -575,9 +571,7 @@ def test_a_trial_without_a_constraints_score_teaches_nothing() -> None:
 
 def test_a_trial_that_breaks_a_constraint_never_leads() -> None:
     # The first is the best by far and breaks the bound; the second leads.
-    race = Race(
-        [noisy(50, 0), noisy(20, 1), noisy(10, 2)], constraints=[Constraint("clip_score", "<=", 40)]
-    )
+    race = Race([noisy(50, 0), noisy(20, 1), noisy(10, 2)], constraints=[Constraint("clip_score", "<=", 40)])
     assert race.until_done() == {0: 16, 1: 16, 2: 4}
     assert [heard[3] for heard in race.sampler.heard] == [True, False, False]
 
@@ -643,9 +637,12 @@ def test_a_gaussian_process_is_not_stuck_where_nothing_can_run() -> None:
         assert isinstance(guidance, int)
         return 10 * strength - abs(guidance - 4)
 
-    tried = run(made(axes, sampler, judge, trials=14), value, batch=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as the machine has make such small matrices slow
+    tried = run(made(axes, sampler, judge, trials=12), value, batch=1)
+    torch.set_num_threads(threads)
     assert max(map(value, tried)) == 9.0
-    assert len(tried) == 14
+    assert len(tried) == 12
 
 
 # Ending
