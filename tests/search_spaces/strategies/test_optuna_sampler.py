@@ -632,6 +632,9 @@ def test_settings_off_the_lattice_can_lead() -> None:
 class ScriptedProcess(Scripted, GPSampler):  # type: ignore[misc]
     """To the strategy a Gaussian process, which hears of complete trials only."""
 
+    def before_trial(self, study: Any, trial: Any) -> None:
+        pass
+
 
 def test_a_gaussian_process_hears_of_cells_that_cannot_run() -> None:
     script = [0.1, 0.9, 0.2, 0.5]
