@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from workers.png import decode_png, encode_png
 from workers.worker import Worker
 
 if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
+    from optuna.samplers import BaseSampler
+
     from orchestrator.ray_pool import RayPool
     from workers.pipelines.slot_engine import SlotEngine
 
@@ -91,6 +94,12 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     token = pinned.token if pinned else secrets.token_hex(16)
     study = pin(spec, model, scorer, inputs, token, str(path))
     _check_scheduler_options(study, path)
+    if study.search.samples:
+        sys.path.append(str(path.parent.absolute()))  # a sampler of one's own lies beside the study file
+        try:
+            _optuna_sampler(study, study.search.seed)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     folder.check_continues(study, str(path))
     if holds_another(Tables(root), study):
         raise InputError(
@@ -219,22 +228,32 @@ def _search(study: Study, past: Sequence[PastTrial]) -> Strategy:
 
 
 def _sampler(study: Study, past: Sequence[PastTrial]) -> Strategy:
-    from optuna.samplers import TPESampler
-
     from search_spaces.strategies.optuna_sampler import OptunaSampler
 
     assert study.search.trials is not None
-    # A sampler that starts again after a stop must not draw what it drew before.
-    sampler = TPESampler(seed=study.search.seed + len(past))
     return OptunaSampler(
         study.space,
         study.judge,
         len(study.instances),
-        study.objective,
+        study.objectives,
         study.search.trials,
-        sampler,
-        study.search.seed,
-        past,
+        # A sampler that starts again after a stop must not draw what it drew before.
+        _optuna_sampler(study, study.search.seed + len(past)),
+        seed=study.search.seed,
+        past=past,
+        constraints=study.constraints,
+        enqueue=study.first,
+        racing=study.search.racing == "auto",
+    )
+
+
+def _optuna_sampler(study: Study, seed: int) -> "BaseSampler":
+    """The sampler that a study names. Raises InputError where it cannot be had or cannot take the space."""
+    from search_spaces.strategies.samplers import make_sampler
+
+    search, constrained = study.search, bool(study.constraints)
+    return make_sampler(
+        search.strategy, search.options, seed, study.space, len(study.objectives), constrained
     )
 
 
