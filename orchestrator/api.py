@@ -243,6 +243,10 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     for i, o in trial.validation.items()
                     if isinstance(o, Scored) and i < fresh
                 },
+                {
+                    name: {i: o.scores[name] for i, o in trial.outcomes.items() if isinstance(o, Scored)}
+                    for name in (pinned.measures if pinned else ())
+                },
             )
             for trial in past
         ],
@@ -251,6 +255,8 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
         infeasible=list(found.infeasible) if found else [],
         baseline=numbers.get(_candidate(pinned, pinned.baseline)) if pinned else None,
         fresh=fresh,
+        objectives=pinned.directions if pinned else {},
+        constraints=pinned.constraints if pinned else (),
     )
 
 

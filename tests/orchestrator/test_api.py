@@ -20,6 +20,7 @@ from PIL import Image
 from orchestrator import api, wiring
 from orchestrator.catalog.parquet import Tables
 from orchestrator.ray_pool import RayPool
+from orchestrator.report.statistics import front, left_early, ranking, validation
 from search_spaces.errors import InputError
 from search_spaces.space import survey
 from search_spaces.strategies import PastTrial
@@ -391,3 +392,120 @@ def test_names_that_are_no_study_are_sentences(finished: Finished) -> None:
             api.results(name, finished[1])
     with pytest.raises(InputError, match="there is no study 'nothing'"):
         api.frame("nothing", finished[1])
+
+
+# Searches, with the real engine and real looks
+
+RACE = """
+study: race
+model: toyworld
+inputs:
+  - {image: cat.png, mask: cat-mask.png, prompt: a green dragon, score_text: a realistic green dragon}
+seeds: 4
+settings: {num_inference_steps: 6}
+space:
+  guidance_scale: [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 9, 12, 15]
+  strength: [0.5, 1.0]
+  negative_prompt: ["", cartoon, blurry]
+search: {strategy: halving, validate: 2}
+comet: {mode: off}
+"""
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Path, str, api.RunResult]:
+    folder = tmp_path_factory.mktemp("raced")
+    path, root = study_file(folder, RACE), str(folder / "runs")
+    return path, root, api.run(path, root)
+
+
+def test_a_race_takes_a_fraction_of_the_images_and_says_who_left(raced: Finished) -> None:
+    _, root, result = raced
+    assert result.exit_code == 0
+    results = result.results
+    assert result.progress.looks >= 16
+    assert len(results.trials) == 2 * (1 + 3 * 11) + 1  # guidance 1 has no negative prompt; and the baseline
+    assert result.progress.generated < len(results.trials) * 4 / 2
+    complete = [trial for trial in results.trials if len(trial.scores) == 4]
+    assert 3 <= len(complete) < 12
+    assert all(trial.settings["strength"] == 1 for trial in complete)
+    left = left_early(results, ranking(results)[0].trial)
+    assert left.certain + left.for_budget > 25
+    assert len(validation(results)) >= 3
+    table = api.frame("race", root)
+    assert set(table["role"].to_pylist()) == {"search", "validate"}
+    assert table["image"].null_count == 0, "looks have no row of their own"
+
+
+def test_a_race_that_is_run_again_does_nothing(raced: Finished) -> None:
+    path, root, first = raced
+    again = api.run(path, root)
+    assert again.was_complete
+    assert (again.progress.images, again.progress.best) == (first.progress.images, first.progress.best)
+
+
+def test_plan_of_a_race_counts_at_most_what_it_takes(raced: Finished, tmp_path: Path) -> None:
+    path, _, result = raced
+    planned = api.plan(path, str(tmp_path))
+    assert planned.images >= result.progress.images
+    assert planned.images < planned.trials * 4
+
+
+def test_a_closer_study_file_runs(raced: Finished, tmp_path: Path) -> None:
+    _, root, result = raced
+    path = api.closer("race", tmp_path / "closer.yaml", root)
+    planned = api.plan(path, str(tmp_path / "runs"))
+    best = ranking(result.results)[0].trial.settings
+    guidance = planned.study.space.axes["guidance_scale"].points()
+    assert guidance is not None
+    assert best["guidance_scale"] in guidance
+    assert planned.trials < 20
+    with pytest.raises(InputError, match="exists already"):
+        api.closer("race", path, root)
+
+
+def test_a_budget_ends_a_study_with_exit_code_3_and_the_same_command_has_no_more(
+    tmp_path: Path, local_ray: None
+) -> None:
+    path, root = (
+        study_file(tmp_path, STUDY + "budget: {images: 6}\ncomet: {mode: off}\n"),
+        str(tmp_path / "runs"),
+    )
+    first = api.run(path, root)
+    assert (first.exit_code, first.progress.generated) == (3, 6)
+    assert "the search ended early: the budget of 6 images is used up" in first.messages
+    again = api.run(path, root)
+    assert (again.exit_code, again.progress.generated) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ("{strategy: cmaes, trials: 5}", "cmaes"),
+        ("{strategy: tpe, trials: 5, options: {n_startup: 3}}", "n_startup"),
+        ("{strategy: my.Sampler, trials: 5}", "my.Sampler"),
+    ],
+)
+def test_samplers_that_cannot_be_had_are_sentences_before_anything_runs(
+    tmp_path: Path, search: str, words: str
+) -> None:
+    path = study_file(tmp_path, STUDY + f"search: {search}\n")
+    with pytest.raises(InputError) as caught:
+        api.plan(path, str(tmp_path / "runs"))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) -> None:
+    several = (
+        "objectives: [{clip_score: maximize}, {gpu_seconds: minimize}]\nconstraints: [gpu_seconds <= 60]\n"
+    )
+    text = STUDY + several + "search: {strategy: nsga2, trials: 5}\ncomet: {mode: off}\n"
+    path, root = study_file(tmp_path, text), str(tmp_path / "runs")
+    result = api.run(path, root)
+    assert result.exit_code == 0
+    assert len(result.results.trials) == 5
+    for trial in result.results.trials:
+        assert all(seconds > 0 for seconds in trial.measured["gpu_seconds"].values())
+    assert 1 <= len(front(result.results)) <= 5
+    assert api.run(path, root).was_complete
