@@ -94,8 +94,11 @@ class Dashboard:
     from the catalog, makes up for it.
     """
 
-    def __init__(self, study: Study, root: str, storage: str | None) -> None:
-        """`storage` None is a journal in the study's folder. Raises InputError where it cannot be had."""
+    def __init__(self, study: Study, root: str, storage: str | None, pause: float = PAUSE_SECONDS) -> None:
+        """`storage` None is a journal in the study's folder; `pause` is in seconds.
+
+        Raises InputError where the storage cannot be had.
+        """
         self._study, self._root, self._folder = study, root, StudyFolder(root, study.name)
         self._place = (
             parse_place(storage) if storage else Place(journal=self._folder.optuna / "study.journal")
@@ -103,7 +106,7 @@ class Dashboard:
         self._projection: Projection | None = Projection(self._place, self._folder.optuna)
         self._projection.claim(ProjectedStudy(study.name, study.token, study.objective, 0, {}, [], False))
         self.advice = _advice(self._place, self._folder)
-        self._teller = Repeating(self._tell, self._place.why)
+        self._teller = Repeating(self._tell, self._place.why, pause)
 
     def start(self) -> None:
         """Begin to tell."""

@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.artifacts import FileSystemArtifactStore, download_artifact, get_all_artifact_meta
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 from PIL import Image
 
@@ -68,12 +69,6 @@ def pictures(image_ids: Set[str]) -> Iterator[tuple[str, bytes]]:
         yield image_id, buffer.getvalue()
 
 
-@pytest.fixture(params=["journal:cat.log", "sqlite:///cat.db"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.chdir(tmp_path)
-    return parse_place(request.param)
-
-
 def tell(place: Place, study: ProjectedStudy) -> optuna.Study:
     """Bring a storage up to date, and read it as anybody would."""
     projection = Projection(place, Path("mine"))
@@ -83,140 +78,220 @@ def tell(place: Place, study: ProjectedStudy) -> optuna.Study:
 
 
 def read(place: Place, name: str = "cat") -> optuna.Study:
-    return optuna.load_study(study_name=name, storage=place.open())
+    return optuna.load_study(study_name=name, storage=opened(place))
 
 
-def test_a_storage_says_what_the_catalog_says(place: Place) -> None:
-    told = tell(place, a_study(a_trial(0, {0: 20.0, 1: 30.0}), a_trial(1, {0: 5.0})))
-    done, running = told.trials
-    assert told.direction == optuna.study.StudyDirection.MAXIMIZE
-    assert told.metric_names == ["clip_score"]
-    assert (done.number, done.state, done.value) == (0, TrialState.COMPLETE, 25.0)
-    assert done.params == SETTINGS
-    assert done.intermediate_values == {0: 20.0, 1: 30.0}
-    assert done.user_attrs == {
-        "trial": 0,
-        "instances": 2,
-        "clip_score_interval": [24.0, 26.0],
-        "image_ids": [f"{0:04x}{i:028x}" for i in range(2)],
-    }
-    assert done.datetime_start == BEGUN.astimezone().replace(tzinfo=None)
-    assert done.duration == timedelta(seconds=1)
-    assert (running.state, running.values, running.intermediate_values) == (
-        TrialState.RUNNING,
-        None,
-        {0: 5.0},
+def opened(place: Place) -> BaseStorage:
+    """A storage that is closed when the test ends."""
+    storage = place.open()
+    _OPENED.append(storage)
+    return storage
+
+
+_OPENED: list[BaseStorage] = []
+
+
+def close_all() -> None:
+    for storage in _OPENED:
+        if isinstance(storage, RDBStorage):
+            storage.remove_session()
+            storage.engine.dispose()
+    _OPENED.clear()
+
+
+class StorageContract:
+    """What holds in every storage: a class per storage says where one is."""
+
+    def url(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+        monkeypatch.chdir(tmp_path)
+        yield parse_place(self.url())
+        close_all()
+
+    def test_a_storage_says_what_the_catalog_says(self, place: Place) -> None:
+        told = tell(place, a_study(a_trial(0, {0: 20.0, 1: 30.0}), a_trial(1, {0: 5.0})))
+        done, running = told.trials
+        assert told.direction == optuna.study.StudyDirection.MAXIMIZE
+        assert told.metric_names == ["clip_score"]
+        assert (done.number, done.state, done.value) == (0, TrialState.COMPLETE, 25.0)
+        assert done.params == SETTINGS
+        assert done.intermediate_values == {0: 20.0, 1: 30.0}
+        assert done.user_attrs == {
+            "trial": 0,
+            "instances": 2,
+            "clip_score_interval": [24.0, 26.0],
+            "image_ids": [f"{0:04x}{i:028x}" for i in range(2)],
+        }
+        assert done.datetime_start == BEGUN.astimezone().replace(tzinfo=None)
+        assert done.duration == timedelta(seconds=1)
+        assert (running.state, running.values, running.intermediate_values) == (
+            TrialState.RUNNING,
+            None,
+            {0: 5.0},
+        )
+        assert running.datetime_complete is None
+        importance = optuna.importance.get_param_importances(
+            tell(
+                place, a_study(*(a_trial(n, {0: n, 1: n}, guidance_scale=float(n % 5 + 1)) for n in range(8)))
+            ),
+            evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+        )
+        assert "guidance_scale" in importance
+
+    def test_telling_it_again_changes_nothing(self, place: Place) -> None:
+        study = a_study(a_trial(0, {0: 20.0, 1: 30.0}), a_trial(2, {0: 5.0}), ended=True)
+        first = tell(place, study).trials
+        size = place.journal.stat().st_size if place.journal else 0
+        assert tell(place, study).trials == first  # their ids and times included
+        assert place.journal is None or place.journal.stat().st_size == size
+
+    def test_a_running_trial_is_finished_where_it_stands(self, place: Place) -> None:
+        first = tell(place, a_study(a_trial(1, {0: 5.0}))).trials
+        assert [trial.state for trial in first] == [TrialState.WAITING, TrialState.RUNNING]
+        assert first[0].user_attrs == {"trial": 0}
+        begun = tell(place, a_study(a_trial(0, {1: 1.0}), a_trial(1, {0: 5.0, 1: 6.0})))
+        assert [trial.state for trial in begun.trials] == [TrialState.RUNNING, TrialState.COMPLETE]
+        last = tell(
+            place,
+            a_study(a_trial(0, {0: 3.0, 1: 1.0}), a_trial(1, {0: 5.0, 1: 6.0}), a_trial(2, {0: 9.0, 1: 9.0})),
+        )
+        assert [trial._trial_id for trial in last.trials[:2]] == [trial._trial_id for trial in first]
+        assert [trial.value for trial in last.trials] == [2.0, 5.5, 9.0]
+        assert last.trials[0].params == SETTINGS
+        assert len(get_all_artifact_meta(last.trials[0], storage=last._storage)) == 2
+
+    def test_a_continued_study_comes_out_right_without_duplicates(self, place: Place) -> None:
+        """Another seed: what was complete has no mean any more, and nothing there can be altered."""
+        trials = [a_trial(n, {0: 1.0, 1: 3.0}) for n in range(3)]
+        assert [t.value for t in tell(place, a_study(*trials, ended=True)).trials] == [2.0, 2.0, 2.0]
+        grown = [a_trial(n, {0: 1.0, 1: 3.0}, instances=3) for n in range(3)]
+        begun = tell(place, a_study(*grown, instances=3))
+        assert [t.state for t in begun.trials] == [TrialState.RUNNING] * 3
+        whole = [a_trial(n, {0: 1.0, 1: 3.0, 2: 5.0}, instances=3) for n in range(4)]
+        ended = tell(place, a_study(*whole, instances=3, ended=True))
+        assert [(t.number, t.user_attrs["trial"], t.value) for t in ended.trials] == [
+            (n, n, 3.0) for n in range(4)
+        ]
+        assert [s.study_name for s in optuna.get_all_study_summaries(opened(place))] == ["cat"]
+
+    def test_values_that_an_axis_gained_are_told_with_distributions_that_are_equal(
+        self, place: Place
+    ) -> None:
+        tell(place, a_study(a_trial(0, {0: 1.0, 1: 3.0}), ended=True))
+        wider = a_study(
+            a_trial(0, {0: 1.0, 1: 3.0}),
+            a_trial(1, {0: 1.0, 1: 3.0}, guidance_scale=4.2, negative_prompt="drawing"),
+            a_trial(2, {0: 1.0, 1: 3.0}, guidance_scale=0.25),
+            ended=True,
+        )
+        told = tell(place, wider)
+        assert [t.params["guidance_scale"] for t in told.trials] == [3.0, 4.2, 0.25]
+        assert told.trials[1].params["negative_prompt"] == "drawing"
+        assert told.trials[0].distributions == told.trials[2].distributions
+        assert told.trials[0].distributions["guidance_scale"] == FloatDistribution(0.25, 5.0)
+
+    @pytest.mark.parametrize(
+        ("failures", "ended", "state", "reason"),
+        [
+            (
+                Failed("infeasible", "a black image"),
+                False,
+                TrialState.FAIL,
+                "instance 1 is infeasible: a black",
+            ),
+            (
+                Failed("infeasible", "a black image"),
+                True,
+                TrialState.FAIL,
+                "instance 1 is infeasible: a black",
+            ),
+            (Failed("lost", "the actor died"), False, TrialState.RUNNING, None),
+            (Failed("lost", "the actor died"), True, TrialState.FAIL, "instance 1 is lost: the actor died"),
+            (None, True, TrialState.PRUNED, "judged on 1 of 2 instances when the study ended"),
+        ],
     )
-    assert running.datetime_complete is None
-    importance = optuna.importance.get_param_importances(
-        tell(place, a_study(*(a_trial(n, {0: n, 1: n}, guidance_scale=float(n % 5 + 1)) for n in range(8)))),
-        evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-    )
-    assert "guidance_scale" in importance
+    def test_what_has_no_mean_has_no_value(
+        self, place: Place, failures: Failed | None, ended: bool, state: TrialState, reason: str | None
+    ) -> None:
+        trial = a_trial(0, {0: 5.0}, failures={1: failures} if failures else {})
+        (told,) = tell(place, a_study(trial, ended=ended)).trials
+        assert (told.state, told.values) == (state, None)
+        assert told.intermediate_values == {0: 5.0}
+        assert str(told.user_attrs.get("reason")).startswith(str(reason))
+
+    def test_a_number_that_nothing_was_judged_under_keeps_its_place(self, place: Place) -> None:
+        gap, done = tell(place, a_study(a_trial(1, {0: 1.0, 1: 1.0}), ended=True)).trials
+        assert (gap.state, gap.params) == (TrialState.FAIL, {})
+        assert gap.user_attrs["reason"] == "nothing was judged under this number"
+        assert (done.number, done.user_attrs["trial"]) == (1, 1)
+
+    def test_thumbnails_are_artifacts_of_their_trial(self, place: Place, tmp_path: Path) -> None:
+        scores = dict.fromkeys(range(6), 1.0)
+        told = tell(place, a_study(a_trial(0, scores, instances=6), instances=6))
+        artifacts = get_all_artifact_meta(told.trials[0], storage=told._storage)
+        assert sorted(each.filename for each in artifacts) == [f"instance-{i}.png" for i in range(4)]
+        store = FileSystemArtifactStore(Path("mine/artifacts"))
+        for each in artifacts:
+            target = tmp_path / each.filename
+            download_artifact(artifact_store=store, artifact_id=each.artifact_id, file_path=str(target))
+            with Image.open(target) as image:
+                assert image.size == (192, 96)
+
+    def test_a_picture_that_is_gone_leaves_its_trial_without_thumbnail(self, place: Place) -> None:
+        projection = Projection(place, Path("mine"))
+        study = a_study(a_trial(0, {0: 1.0, 1: 2.0}))
+        projection.bring_up_to_date(study, lambda _: iter(()))
+        projection.close()
+        told = read(place)
+        assert told.trials[0].value == 1.5
+        assert not get_all_artifact_meta(told.trials[0], storage=told._storage)
+
+    def test_another_study_of_this_name_is_refused_and_left_alone(self, place: Place) -> None:
+        theirs = optuna.create_study(study_name="cat", storage=opened(place))
+        theirs.add_trial(optuna.trial.create_trial(value=1.0))
+        projection = Projection(place, Path("mine"))
+        with pytest.raises(InputError, match="holds another study named 'cat'; name another storage"):
+            projection.bring_up_to_date(a_study(a_trial(0, {0: 1.0, 1: 2.0})), pictures)
+        with pytest.raises(InputError, match="holds another study named 'cat'"):
+            projection.claim(a_study())
+        projection.close()
+        assert [trial.value for trial in read(place).trials] == [1.0]
+
+    def test_our_own_study_of_another_root_is_another_study(self, place: Place) -> None:
+        tell(place, a_study(a_trial(0, {0: 1.0, 1: 2.0})))
+        projection = Projection(place, Path("other"))
+        with pytest.raises(InputError, match="holds another study named 'cat'"):
+            projection.claim(dataclasses.replace(a_study(), token="theirs"))
+        projection.close()
+
+    def test_trials_that_somebody_added_are_put_right(self, place: Place) -> None:
+        study = a_study(a_trial(0, {0: 1.0, 1: 2.0}))
+        tell(place, study).add_trial(optuna.trial.create_trial(value=99.0))
+        assert [trial.value for trial in tell(place, study).trials] == [1.5]
+
+    def test_attributes_that_somebody_added_stay(self, place: Place) -> None:
+        study = a_study(a_trial(0, {0: 1.0}))
+        told = tell(place, study)
+        told._storage.set_trial_user_attr(told.trials[0]._trial_id, "mine", "nice")
+        (trial,) = tell(place, a_study(a_trial(0, {0: 1.0, 1: 2.0}))).trials
+        assert (trial.user_attrs["mine"], trial.value) == ("nice", 1.5)
+
+    def test_a_study_without_trials_is_there(self, place: Place) -> None:
+        assert tell(place, a_study()).trials == []
+        assert [t.value for t in tell(place, a_study(a_trial(0, {0: 1.0, 1: 2.0}))).trials] == [1.5]
 
 
-def test_telling_it_again_changes_nothing(place: Place) -> None:
-    study = a_study(a_trial(0, {0: 20.0, 1: 30.0}), a_trial(2, {0: 5.0}), ended=True)
-    first = tell(place, study).trials
-    size = place.journal.stat().st_size if place.journal else 0
-    assert tell(place, study).trials == first  # their ids and times included
-    assert place.journal is None or place.journal.stat().st_size == size
+class TestJournal(StorageContract):
+    def url(self) -> str:
+        return "journal:cat.log"
 
 
-def test_a_running_trial_is_finished_where_it_stands(place: Place) -> None:
-    first = tell(place, a_study(a_trial(1, {0: 5.0}))).trials
-    assert [trial.state for trial in first] == [TrialState.WAITING, TrialState.RUNNING]
-    assert first[0].user_attrs == {"trial": 0}
-    begun = tell(place, a_study(a_trial(0, {1: 1.0}), a_trial(1, {0: 5.0, 1: 6.0})))
-    assert [trial.state for trial in begun.trials] == [TrialState.RUNNING, TrialState.COMPLETE]
-    last = tell(
-        place,
-        a_study(a_trial(0, {0: 3.0, 1: 1.0}), a_trial(1, {0: 5.0, 1: 6.0}), a_trial(2, {0: 9.0, 1: 9.0})),
-    )
-    assert [trial._trial_id for trial in last.trials[:2]] == [trial._trial_id for trial in first]
-    assert [trial.value for trial in last.trials] == [2.0, 5.5, 9.0]
-    assert last.trials[0].params == SETTINGS
-    assert len(get_all_artifact_meta(last.trials[0], storage=last._storage)) == 2
-
-
-def test_a_continued_study_comes_out_right_without_duplicates(place: Place) -> None:
-    """Another seed: what was complete has no mean any more, and nothing there can be altered."""
-    trials = [a_trial(n, {0: 1.0, 1: 3.0}) for n in range(3)]
-    assert [t.value for t in tell(place, a_study(*trials, ended=True)).trials] == [2.0, 2.0, 2.0]
-    grown = [a_trial(n, {0: 1.0, 1: 3.0}, instances=3) for n in range(3)]
-    begun = tell(place, a_study(*grown, instances=3))
-    assert [t.state for t in begun.trials] == [TrialState.RUNNING] * 3
-    whole = [a_trial(n, {0: 1.0, 1: 3.0, 2: 5.0}, instances=3) for n in range(4)]
-    ended = tell(place, a_study(*whole, instances=3, ended=True))
-    assert [(t.number, t.user_attrs["trial"], t.value) for t in ended.trials] == [
-        (n, n, 3.0) for n in range(4)
-    ]
-    assert [s.study_name for s in optuna.get_all_study_summaries(place.open())] == ["cat"]
-
-
-def test_values_that_an_axis_gained_are_told_with_distributions_that_are_equal(place: Place) -> None:
-    tell(place, a_study(a_trial(0, {0: 1.0, 1: 3.0}), ended=True))
-    wider = a_study(
-        a_trial(0, {0: 1.0, 1: 3.0}),
-        a_trial(1, {0: 1.0, 1: 3.0}, guidance_scale=4.2, negative_prompt="drawing"),
-        a_trial(2, {0: 1.0, 1: 3.0}, guidance_scale=0.25),
-        ended=True,
-    )
-    told = tell(place, wider)
-    assert [t.params["guidance_scale"] for t in told.trials] == [3.0, 4.2, 0.25]
-    assert told.trials[1].params["negative_prompt"] == "drawing"
-    assert told.trials[0].distributions == told.trials[2].distributions
-    assert told.trials[0].distributions["guidance_scale"] == FloatDistribution(0.25, 5.0)
-
-
-@pytest.mark.parametrize(
-    ("failures", "ended", "state", "reason"),
-    [
-        (Failed("infeasible", "a black image"), False, TrialState.FAIL, "instance 1 is infeasible: a black"),
-        (Failed("infeasible", "a black image"), True, TrialState.FAIL, "instance 1 is infeasible: a black"),
-        (Failed("lost", "the actor died"), False, TrialState.RUNNING, None),
-        (Failed("lost", "the actor died"), True, TrialState.FAIL, "instance 1 is lost: the actor died"),
-        (None, True, TrialState.PRUNED, "judged on 1 of 2 instances when the study ended"),
-    ],
-)
-def test_what_has_no_mean_has_no_value(
-    place: Place, failures: Failed | None, ended: bool, state: TrialState, reason: str | None
-) -> None:
-    trial = a_trial(0, {0: 5.0}, failures={1: failures} if failures else {})
-    (told,) = tell(place, a_study(trial, ended=ended)).trials
-    assert (told.state, told.values) == (state, None)
-    assert told.intermediate_values == {0: 5.0}
-    assert str(told.user_attrs.get("reason")).startswith(str(reason))
-
-
-def test_a_number_that_nothing_was_judged_under_keeps_its_place(place: Place) -> None:
-    gap, done = tell(place, a_study(a_trial(1, {0: 1.0, 1: 1.0}), ended=True)).trials
-    assert (gap.state, gap.params) == (TrialState.FAIL, {})
-    assert gap.user_attrs["reason"] == "nothing was judged under this number"
-    assert (done.number, done.user_attrs["trial"]) == (1, 1)
-
-
-def test_thumbnails_are_artifacts_of_their_trial(place: Place, tmp_path: Path) -> None:
-    scores = {i: 1.0 for i in range(6)}
-    told = tell(place, a_study(a_trial(0, scores, instances=6), instances=6))
-    artifacts = get_all_artifact_meta(told.trials[0], storage=told._storage)
-    assert sorted(each.filename for each in artifacts) == [f"instance-{i}.png" for i in range(4)]
-    store = FileSystemArtifactStore(Path("mine/artifacts"))
-    for each in artifacts:
-        target = tmp_path / each.filename
-        download_artifact(artifact_store=store, artifact_id=each.artifact_id, file_path=str(target))
-        with Image.open(target) as image:
-            assert image.size == (192, 96)
-
-
-def test_a_picture_that_is_gone_leaves_its_trial_without_thumbnail(place: Place) -> None:
-    projection = Projection(place, Path("mine"))
-    study = a_study(a_trial(0, {0: 1.0, 1: 2.0}))
-    projection.bring_up_to_date(study, lambda _: iter(()))
-    projection.close()
-    told = read(place)
-    assert told.trials[0].value == 1.5
-    assert not get_all_artifact_meta(told.trials[0], storage=told._storage)
+class TestSqlite(StorageContract):
+    def url(self) -> str:
+        return "sqlite:///cat.db"
 
 
 def test_a_small_picture_is_left_as_large_as_it_is() -> None:
@@ -224,45 +299,6 @@ def test_a_small_picture_is_left_as_large_as_it_is() -> None:
     Image.new("RGB", (64, 64)).save(buffer, format="PNG")
     with Image.open(io.BytesIO(thumbnail(buffer.getvalue()))) as image:
         assert image.size == (64, 64)
-
-
-def test_another_study_of_this_name_is_refused_and_left_alone(place: Place) -> None:
-    theirs = optuna.create_study(study_name="cat", storage=place.open())
-    theirs.add_trial(optuna.trial.create_trial(value=1.0))
-    projection = Projection(place, Path("mine"))
-    with pytest.raises(InputError, match="holds another study named 'cat'; name another storage"):
-        projection.bring_up_to_date(a_study(a_trial(0, {0: 1.0, 1: 2.0})), pictures)
-    with pytest.raises(InputError, match="holds another study named 'cat'"):
-        projection.claim(a_study())
-    projection.close()
-    assert [trial.value for trial in read(place).trials] == [1.0]
-
-
-def test_our_own_study_of_another_root_is_another_study(place: Place) -> None:
-    tell(place, a_study(a_trial(0, {0: 1.0, 1: 2.0})))
-    projection = Projection(place, Path("other"))
-    with pytest.raises(InputError, match="holds another study named 'cat'"):
-        projection.claim(dataclasses.replace(a_study(), token="theirs"))
-    projection.close()
-
-
-def test_trials_that_somebody_added_are_put_right(place: Place) -> None:
-    study = a_study(a_trial(0, {0: 1.0, 1: 2.0}))
-    tell(place, study).add_trial(optuna.trial.create_trial(value=99.0))
-    assert [trial.value for trial in tell(place, study).trials] == [1.5]
-
-
-def test_attributes_that_somebody_added_stay(place: Place) -> None:
-    study = a_study(a_trial(0, {0: 1.0}))
-    told = tell(place, study)
-    told._storage.set_trial_user_attr(told.trials[0]._trial_id, "mine", "nice")
-    (trial,) = tell(place, a_study(a_trial(0, {0: 1.0, 1: 2.0}))).trials
-    assert (trial.user_attrs["mine"], trial.value) == ("nice", 1.5)
-
-
-def test_a_study_without_trials_is_there(place: Place) -> None:
-    assert tell(place, a_study()).trials == []
-    assert [t.value for t in tell(place, a_study(a_trial(0, {0: 1.0, 1: 2.0}))).trials] == [1.5]
 
 
 @pytest.mark.parametrize(
