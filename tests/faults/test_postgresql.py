@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import sqlalchemy
 from optuna.exceptions import OptunaError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -115,11 +116,11 @@ def server() -> Iterator[Server]:
 
 def a_place(server: Server) -> Place:
     """A new database of the server."""
-    import psycopg
-
     name = f"d{uuid4().hex}"
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute(f"create database {name}".encode())
+    engine = sqlalchemy.create_engine(server.url(), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"create database {name}"))
+    engine.dispose()
     return parse_place(server.url(name))
 
 

@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from orchestrator import dashboard
-from orchestrator.catalog.parquet import ParquetCatalog, Tables
+from orchestrator.catalog.parquet import ParquetCatalog, Tables, past_trials
 from orchestrator.dashboard import Dashboard, Repeating, export, projected
 from orchestrator.pool import InProcessPool
 from orchestrator.study_folder import StudyFolder
@@ -29,7 +29,7 @@ def run(
 ) -> Progress:
     """A study run over fakes into a real catalog."""
     tables = Tables(root)
-    past = dashboard.past_trials(tables, study.name)
+    past = past_trials(tables, study.name)
     strategy = Grid(study.space, study.judge, len(study.instances), past)
     pool = InProcessPool(fake_worker(fails=fails), 2)
     return sweep(study, strategy, pool, ParquetCatalog(tables, study), NullTracker(), past, stopping=stop)
@@ -38,7 +38,9 @@ def run(
 def journal(root: Path, study: Study) -> list[optuna.trial.FrozenTrial]:
     path = StudyFolder(str(root), study.name).optuna / "study.journal"
     storage = JournalStorage(JournalFileBackend(str(path)))
-    return storage.get_all_trials(storage.get_study_id_from_name(study.name))
+    trials: list[optuna.trial.FrozenTrial]
+    trials = storage.get_all_trials(storage.get_study_id_from_name(study.name))
+    return trials
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -54,6 +56,7 @@ def test_what_is_told_is_what_the_catalog_has(tmp_path: Path) -> None:
     told = projected(study, str(tmp_path), ended=True)
     assert [trial.number for trial in told.trials] == [0, 1, 2, 3, 4]
     for trial in told.trials:
+        assert trial.mean is not None
         assert trial.mean == pytest.approx(sum(trial.scores.values()) / 3)
         assert trial.interval is not None
         low, high = trial.interval
@@ -167,7 +170,11 @@ def test_failures_are_logged_once_and_the_last_one_is_told(caplog: pytest.LogCap
 
 def test_a_last_call_that_hangs_is_not_waited_for() -> None:
     release = threading.Event()
-    teller = Repeating(lambda _: release.wait(30) and None, pause=0.01)
+
+    def hang(_: bool) -> None:
+        release.wait(30)
+
+    teller = Repeating(hang, pause=0.01)
     teller.start()
     assert teller.close(0.05) == "it takes longer than 0.05 s"
     release.set()
