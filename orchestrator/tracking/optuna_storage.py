@@ -243,7 +243,8 @@ class Place:
         self.check()
         try:
             if self.journal is not None:
-                return JournalStorage(JournalFileBackend(str(self.journal)))
+                # Absolute: Optuna waits for ever for the lock that a killed process left on a relative path.
+                return JournalStorage(JournalFileBackend(str(self.journal.absolute())))
             assert self.database is not None
             url = self.database.render_as_string(hide_password=False)
             return RDBStorage(url, engine_kwargs=self._engine_arguments())

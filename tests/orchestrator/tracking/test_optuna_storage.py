@@ -404,6 +404,23 @@ def test_a_file_that_is_no_storage(
     assert Path(name).read_bytes() == content
 
 
+def test_a_lock_that_a_killed_process_left_on_a_journal_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna breaks it after 30 seconds, where the lock, a link to the journal, leads there."""
+    monkeypatch.chdir(tmp_path)
+    backend = parse_place("journal:cat.log").open()._backend
+    backend._lock.acquire()  # and never released
+    assert Path("cat.log.lock").resolve() == Path("cat.log").resolve()
+    Path("deeper").mkdir()
+    backend = parse_place("journal:deeper/cat.log").open()._backend
+    backend._lock.acquire()
+    assert Path("deeper/cat.log.lock").stat()
+    monkeypatch.setattr(backend._lock, "grace_period", 0.1)
+    monkeypatch.setattr(optuna.storages.journal._file._logger, "warning", lambda _: None)
+    assert backend._lock.acquire()
+
+
 def test_an_error_is_told_without_the_passwords_of_its_place() -> None:
     place = parse_place("postgresql://me:s3cret@host/name?sslpassword=other")
     error = ValueError("no s3cret and other\nwith more")
