@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -93,7 +94,13 @@ def test_it_follows_a_study_that_runs_and_one_that_goes_on(tmp_path: Path) -> No
     longer = small_study(seeds=4, guidance=(0.5, 1, 3, 5, 7))
     board = Dashboard(longer, str(tmp_path), None, pause=0.01)
     board.start()
-    until(lambda: {trial.state for trial in journal(tmp_path, study)} == {TrialState.RUNNING})
+
+    def told_anew() -> bool:
+        with suppress(KeyError):  # deleted, and not yet there again
+            return {trial.state for trial in journal(tmp_path, study)} == {TrialState.RUNNING}
+        return False
+
+    until(told_anew)
     run(longer, tmp_path)
     assert board.close() is None
     trials = journal(tmp_path, longer)
