@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import api, wiring
 from orchestrator.catalog.parquet import Tables
 from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import front, left_early, ranking, validation
+from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
 from search_spaces.space import survey
 from search_spaces.strategies import PastTrial
@@ -221,6 +224,45 @@ def test_the_comet_archive_holds_every_picture_with_its_facts(finished: Finished
     ours = [name for name in metrics if "clip_score" in name]  # the SDK adds how long it ran
     assert Counter(ours) == {"clip_score": CANDIDATES, "best_clip_score": CANDIDATES}
     assert any(upload["upload_type"] == "asset" for upload in uploads)
+
+
+def test_the_dashboards_storage_is_told_and_can_be_told_again(finished: Finished, tmp_path: Path) -> None:
+    path, root, first = finished
+    shutil.copytree(root, tmp_path / "runs")
+    result = api.run(path, str(tmp_path / "runs"), dashboard=True)
+    assert (result.exit_code, result.progress.generated) == (0, 0)
+    folder = result.folder / "optuna"
+    advice = f"optuna-dashboard {folder}/study.journal --artifact-dir {folder}/artifacts"
+    assert advice in " ".join(result.messages)
+    storage = f"sqlite:///{tmp_path}/study.db"
+    line = api.export("dragon", "optuna", storage, str(tmp_path / "runs"))
+    assert line.startswith(f"{CANDIDATES} trials of dragon in {storage}; look at it with")
+    means = {t.number: sum(t.scores.values()) / INSTANCES for t in first.results.trials}
+    journal = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    for told in (journal, RDBStorage(storage)):
+        trials = told.get_all_trials(told.get_study_id_from_name("dragon"))
+        assert {trial.number: trial.value for trial in trials} == pytest.approx(means)
+        images = {trial.number: list(trial.images.values()) for trial in first.results.trials}
+        assert {trial.number: trial.user_attrs["image_ids"] for trial in trials} == images
+    assert len(list((folder / "artifacts").iterdir())) == CANDIDATES * INSTANCES
+
+
+def test_a_dashboard_that_breaks_leaves_the_run_as_it_is(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise RuntimeError("no room for things\nat all")
+
+    path, root, first = finished
+    shutil.copytree(root, tmp_path / "runs")
+    monkeypatch.setattr(optuna_storage.Projection, "bring_up_to_date", fail)
+    result = api.run(path, str(tmp_path / "runs"), dashboard=True)
+    assert result.exit_code == 0
+    assert result.results.trials == first.results.trials
+    (said,) = [message for message in result.messages if message.startswith("the dashboard")]
+    assert "not brought up to date: no room for things; `latentsweep export dragon --to optuna" in said
+    log = (result.folder / "run.log").read_text(encoding="utf-8")
+    assert log.count("WARNING orchestrator.dashboard") == 1
 
 
 def test_the_plan_counts_what_the_run_did(finished: Finished, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 import json
 import struct
+import sys
 import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import huggingface_hub.constants
+import optuna
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import cli, wiring
@@ -151,6 +154,70 @@ def test_a_bad_study_file(case: str, command: str, path: Path, capsys: pytest.Ca
     for word in words:
         assert word in said
     assert not (path.parent / "runs").exists(), "nothing is written for a study that cannot run"
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("study.db", ["'study.db' is no Optuna storage", "write journal:PATH"]),
+        ("journal:nowhere/study.log", ["cannot be reached", "nowhere is no folder"]),
+        ("sqlite:///nowhere/study.db", ["cannot be reached", "nowhere is no folder"]),
+        ("postgres://me:s3cret@127.0.0.1:1/x", ["'postgres' is no database", "did you mean 'postgresql'"]),
+        ("postgresql://me:s3cret@127.0.0.1:port/x", ["cannot be read"]),
+        ("postgresql://me:s3cret@127.0.0.1:1/x", ["the Optuna storage postgresql://me:***@127.0.0.1:1/x"]),
+    ],
+)
+def test_a_storage_that_cannot_be_reached(
+    storage: str, words: list[str], path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last one is refused by its driver, or for the want of it."""
+    for said in (
+        complaint(capsys, "run", str(path), "--dashboard", storage),
+        _export_complaint(storage, capsys),
+    ):
+        assert "s3cret" not in said
+        for word in words:
+            assert word in said
+    assert not (path.parent / "runs" / "catalog").exists()
+
+
+def _export_complaint(storage: str, capsys: pytest.CaptureFixture[str]) -> str:
+    resolved = wiring.resolve(Path("dragon.yaml"), "runs", lambda: 0)
+    StudyFolder("runs", "dragon").pin(resolved.study, resolved.text, resolved.images)
+    return complaint(capsys, "export", "dragon", "--to", "optuna", storage)
+
+
+def test_a_driver_that_is_not_installed_is_named_with_what_installs_it(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    said = complaint(capsys, "run", str(path), "--dashboard", "postgresql://127.0.0.1:1/x")
+    assert (
+        "needs the Python module psycopg, which is not here: `pip install 'latentsweep[postgresql]'`" in said
+    )
+    assert not (path.parent / "runs").exists()
+
+
+def test_a_storage_that_holds_another_study_of_this_name_is_refused_before_ray_starts(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = optuna.storages.JournalStorage(JournalFileBackend("theirs.log"))
+    optuna.create_study(study_name="dragon", storage=storage).add_trial(optuna.trial.create_trial(value=1.0))
+    said = complaint(capsys, "run", str(path), "--dashboard", "journal:theirs.log")
+    assert "theirs.log holds another study named 'dragon'" in said
+
+
+def test_what_cannot_be_exported(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no study 'dragon'" in complaint(capsys, "export", "dragon", "--to", "optuna", "a.log")
+    assert "did you mean 'optuna'" in complaint(capsys, "export", "dragon", "--to", "optun", "a.log")
+    assert "is not the name of a study" in complaint(capsys, "export", "../x", "--to", "optuna", "a.log")
+
+
+def test_a_study_file_is_not_taken_for_the_storage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "--dashboard", "dragon.yaml"])
+    assert ended.value.code == 2
+    assert "write it before --dashboard" in capsys.readouterr().err
 
 
 def bomb(width: int, height: int) -> bytes:
