@@ -265,8 +265,7 @@ class TestFigures:
         known = search.truth(TABLE, 20)
         worst, place = int(TABLE.scores.mean(axis=1).argmin()), 10
         curves = [
-            np.array([worst if at < place else grid for at in range(len(SHARES))])
-            for grid in known.grid
+            np.array([worst if at < place else grid for at in range(len(SHARES))]) for grid in known.grid
         ]
         done = [Replayed(curve, int(curve[-1]), 1.0, np.array([])) for curve in curves]
         anytime = search.Search(search.SEARCHES["tpe"].make, until=0.5)
