@@ -40,11 +40,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 
 from orchestrator.report.statistics import paired_difference
+from orchestrator.wiring import make_strategy
 from search_spaces.strategies import Strategy
 from search_spaces.strategies.optuna_sampler import OptunaSampler
+from search_spaces.study_file import SearchSpec
 from tests.bench.replay import INSTANCES, SHARES, Replayed, Split, grid_winner, replay, split
 from tests.bench.score_table import TABLE, Floats, Ints, ScoreTable, StaleTableError, bench_study, load
 from tests.bench.wilcoxon_grid import WilcoxonGrid
@@ -55,6 +57,9 @@ CLOSE = 1.0
 
 BOOTSTRAPS = 1000
 VALIDATION_SEEDS = 16
+MOST_TRIALS = 10_000
+"""A number of trials that no replay reaches: it ends at the cost that it is given, or with the last candidate."""
+
 VALIDATIONS = 10
 """Validations drawn for each replay's winner."""
 
@@ -73,19 +78,23 @@ class Search:
     goal: float | None = None
 
 
-def _sampler(table: ScoreTable, sampler: BaseSampler, seed: int, **keywords: Any) -> Strategy:
-    study, trials = table.study, len(table.candidates)
-    return OptunaSampler(
-        study.space, table.judge, INSTANCES, study.objective, trials, sampler, seed, **keywords
-    )
+def product(**search: Any) -> Callable[[ScoreTable, int], Strategy]:
+    """The product's own strategy, made as a study file's section `search` with these keys makes it."""
+    unknown = set(search) - set(SearchSpec.model_fields)
+    assert not unknown, f"a study file's search section has no {unknown}"
 
+    def make(table: ScoreTable, seed: int) -> Strategy:
+        spec = table.study.search.model_copy(update={**search, "seed": seed})
+        seeds = tuple(range(INSTANCES))  # their numbers mean nothing: a replay's split says which they are
+        return make_strategy(table.study.model_copy(update={"search": spec, "seeds": seeds}), [])
 
-def _tpe(table: ScoreTable, seed: int) -> Strategy:
-    return _sampler(table, TPESampler(seed=seed), seed)
+    return make
 
 
 def _random(table: ScoreTable, seed: int) -> Strategy:
-    return _sampler(table, RandomSampler(seed=seed), seed)
+    study, trials = table.study, len(table.candidates)
+    sampler = RandomSampler(seed=seed)
+    return OptunaSampler(study.space, table.judge, INSTANCES, study.objective, trials, sampler, seed)
 
 
 def _wilcoxon(table: ScoreTable, seed: int) -> Strategy:
@@ -93,11 +102,12 @@ def _wilcoxon(table: ScoreTable, seed: int) -> Strategy:
 
 
 SEARCHES: dict[str, Search] = {
-    "tpe": Search(_tpe, until=0.5),
+    "tpe": Search(product(strategy="tpe", trials=MOST_TRIALS), until=0.5),
     "random": Search(_random, until=0.7),
     "wilcoxon_grid": Search(_wilcoxon),
 }
-"""Every strategy of the table, by the name that its figures end in. A new one is one line here."""
+"""Every strategy of the table, by the name that its figures end in. A new one is one line here, such as
+`"halving": Search(product(strategy="halving"), goal=0.12)`."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +291,7 @@ def figures(table: ScoreTable, names: Sequence[str], count: int, processes: int)
     done, seconds = replays(table, names, count, processes)
     done["grid"] = whole_grid(table, known)
     found = {name: verdict(known, SEARCHES[name], done[name], seconds[name]) for name in names}
-    found["grid"] = verdict(known, Search(_tpe), done["grid"], 0.0)
+    found["grid"] = verdict(known, Search(product(strategy="grid")), done["grid"], 0.0)
     print(_described(table, known, count))
     _print_table(found)
     told: dict[str, float] = {"replays": count, "candidates": len(table.scores)}

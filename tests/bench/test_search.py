@@ -12,7 +12,6 @@ import pytest
 from search_spaces.requests import Looked, Scored, Settings, Trial
 from search_spaces.space import effective_steps, guidance_is_on, survey
 from search_spaces.strategies import Assignment, Report, Strategy
-from search_spaces.strategies.grid import Grid
 from search_spaces.study import Study
 from search_spaces.study_file import CometSpec, SearchSpec
 from tests.bench import score_table, search
@@ -69,7 +68,7 @@ TABLE = a_table()
 
 
 def a_grid(table: ScoreTable = TABLE) -> Strategy:
-    return Grid(table.study.space, table.judge, INSTANCES)
+    return search.product(strategy="grid")(table, 0)
 
 
 class Scripted:
