@@ -14,7 +14,8 @@ Figures: `cost_to_best_NAME`, the UNet rows as a share of the full grid's (all c
 ends by itself, what it spent on average, if it is as good as the grid; of one that can be stopped at any time, the
 smallest share from which on it is. NaN: never. Also at that cost: `regret_over_grid_NAME` and its upper end,
 `winner_within_1_NAME`, how often the recommendation is truly within 1 point of the best, and
-`grid_winner_found_NAME`.
+`grid_winner_found_NAME`. The best of 285 noisy means flatters itself, in every replay anew, so that the first of
+them is a harsh one even for the grid; `winner_within_1_pool_NAME` takes means over all 80 seeds instead.
 
 `interval_coverage`: how often the 95 % interval of (winner − the model's defaults) on 16 fresh seeds covers the
 truth; they are drawn from the 64 with replacement, so that the mean over the 64 is exactly the truth.
@@ -119,6 +120,7 @@ class Verdict:
     difference: float
     upper: float
     within: float
+    within_pool: float
     found: float
     seconds: float
 
@@ -176,6 +178,11 @@ class Truth:
         best: Floats = np.nanmax(self.means, axis=1)
         return best - self.means[np.arange(len(winners)), winners]
 
+    def pool_regret(self, winners: Ints) -> Floats:
+        """The same over all seeds of the table: less noise in the best, but the search's own seeds among them."""
+        pool: Floats = self.scores.mean(axis=1)
+        return np.nanmax(pool) - pool[winners]
+
 
 def truth(table: ScoreTable, count: int) -> Truth:
     """The truth of the first `count` replays."""
@@ -222,8 +229,16 @@ def verdict(known: Truth, search: Search, done: Sequence[Replayed], seconds: flo
         place = good[0] if good else shares[-1]
         spent, winners, (mean, upper) = float(SHARES[place]), curve[:, place], found[place]
         cost = spent if good else math.nan
-    within, same = float((known.regret(winners) <= CLOSE).mean()), float((winners == known.grid).mean())
-    return Verdict(cost, spent, mean, upper, within, same, seconds)
+    return Verdict(
+        cost,
+        spent,
+        mean,
+        upper,
+        within=float((known.regret(winners) <= CLOSE).mean()),
+        within_pool=float((known.pool_regret(winners) <= CLOSE).mean()),
+        found=float((winners == known.grid).mean()),
+        seconds=seconds,
+    )
 
 
 def baseline_row(table: ScoreTable) -> int:
@@ -302,6 +317,7 @@ def figures(table: ScoreTable, names: Sequence[str], count: int, processes: int)
             f"regret_over_grid_{name}": each.difference,
             f"regret_over_grid_upper_{name}": each.upper,
             f"winner_within_1_{name}": each.within,
+            f"winner_within_1_pool_{name}": each.within_pool,
             f"grid_winner_found_{name}": each.found,
             f"false_ties_{name}": false_ties(table, known, done[name]),
         }
@@ -322,7 +338,7 @@ def _described(table: ScoreTable, known: Truth, count: int) -> str:
 
 def _print_table(found: Mapping[str, Verdict]) -> None:
     print(
-        f"{'search':<16}{'cost':>8}{'goal':>8}  {'regret − grid’s (95 % below)':<30}{'within 1':>9}"
+        f"{'search':<16}{'cost':>8}{'goal':>8}  {'regret − grid’s (95 % below)':<30}{'within 1':>9}{'(pool)':>8}"
         f"{'grid’s':>8}{'s each':>8}"
     )
     for name, each in found.items():
@@ -331,7 +347,7 @@ def _print_table(found: Mapping[str, Verdict]) -> None:
         regret = f"{each.difference:+.3f} (< {each.upper:+.3f})"
         print(
             f"{name:<16}{cost:>8}{f'{goal:.2f}' if goal else '':>8}  {regret:<30}{each.within:>9.2f}"
-            f"{each.found:>8.2f}{each.seconds:>8.2f}"
+            f"{each.within_pool:>8.2f}{each.found:>8.2f}{each.seconds:>8.2f}"
         )
 
 

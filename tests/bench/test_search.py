@@ -1,13 +1,17 @@
 """The replay pays what a search would pay, hides the truth from it, and refuses a table of something else."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import WilcoxonPruner
 
 from search_spaces.requests import Looked, Scored, Settings, Trial
 from search_spaces.space import effective_steps, guidance_is_on, survey
@@ -17,6 +21,7 @@ from search_spaces.study_file import CometSpec, SearchSpec
 from tests.bench import score_table, search
 from tests.bench.replay import INSTANCES, SHARES, Replayed, grid_winner, replay, split
 from tests.bench.score_table import ScoreTable, StaleTableError, facts, load, looks_after, save
+from tests.bench.wilcoxon_grid import is_beaten
 from tests.search_spaces.examples import CAT, INPAINTING, SCORER, space
 
 SEEDS = 40
@@ -277,3 +282,22 @@ class TestFigures:
         assert 0.9 < told["interval_coverage"] < 0.98
         assert told["false_tie_validated"] < 0.2
         assert 0 <= search.false_ties(TABLE, known, search.whole_grid(TABLE, known)[:100]) <= 1
+
+
+def test_the_pruned_grid_prunes_as_optuna_does() -> None:
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        pruner = WilcoxonPruner(p_threshold=0.1)
+    draw, verdicts = np.random.default_rng(0), list[bool]()
+    for _ in range(60):
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        best, own = draw.standard_normal(16).tolist(), (draw.standard_normal(8) - 0.5).tolist()
+        leader = study.ask()
+        for step, value in enumerate(best):
+            leader.report(value, step)
+        study.tell(leader, sum(best) / len(best))
+        trial = study.ask()
+        for step, value in enumerate(own):
+            trial.report(value, step)
+            verdicts.append(trial.should_prune())
+            assert is_beaten(own[: step + 1], best, 0.1) == verdicts[-1]
+    assert 50 < sum(verdicts) < len(verdicts) - 50
