@@ -372,7 +372,7 @@ def main() -> None:
             table = load(options.table, bench_study()[0])
         except StaleTableError as error:
             parser.exit(2, f"{error}\n")
-        told = figures(table, options.only, 20 if options.quick else options.replays, options.processes)
+        told = figures(table, options.only, 10 if options.quick else options.replays, options.processes)
     print()
     width = max(len(name) for name in told)
     for name, value in told.items():
