@@ -1,0 +1,244 @@
+"""How many trials a second the loop manages where pictures cost nothing, against Ray Tune and Optuna in one run.
+
+Every trial is one flat picture of the fake pipeline, scored by its brightness, encoded as PNG. The loop runs as it
+always does: two Ray actors, the Parquet catalog on disk. Ray Tune: a class trainable that does the same work on as
+many actors, which it reuses; its results go to disk as they do by default. Optuna: `study.optimize(n_jobs=2)` in
+this process, in memory, no picture kept and no other process: the least that Optuna costs. A rate is that from the
+first result to the last, so that nobody pays for starting up. The space is the same for all: steps × guidance ×
+negative prompt.
+
+Figures: `trials_per_s_vs_ray_tune_SEARCH` and `trials_per_s_vs_optimize_SEARCH` for grid, random and TPE;
+`rate_at_10000_vs_1000`, the rate of 10,000 grid trials over that of 1,000; `driver_growth_mb`, what this process
+grows by between the 1,000th and the last trial of the longer run.
+"""
+
+import os
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from orchestrator.catalog.parquet import ParquetCatalog, Tables
+from orchestrator.ray_pool import RayPool, ray_session
+from orchestrator.sweep import Progress, sweep
+from orchestrator.tracking import NullTracker
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange
+from search_spaces.requests import Scored, Settings
+from search_spaces.space import Space
+from search_spaces.strategies import Strategy
+from search_spaces.strategies.grid import Grid
+from search_spaces.strategies.optuna_sampler import OptunaSampler
+from search_spaces.study import Study
+from tests.orchestrator.studies import small_study
+from workers.pipelines.fake import FakePipeline
+from workers.scoring.fake import BrightnessScorer
+from workers.worker import Worker
+
+ACTORS = 2
+BATCH = 8
+SEARCHES = ("grid", "random", "tpe")
+
+
+def rate_study(cells: int) -> Study:
+    """A study of one instance over `cells` distinct cells, a multiple of 100."""
+    axes: dict[str, Domain] = {
+        "num_inference_steps": IntRange(low=1, high=cells // 100),
+        "guidance_scale": FloatRange(low=1.5, high=6.0, step=0.5),
+        "negative_prompt": Choices(values=tuple("abcdefghij")),
+    }
+    return small_study(seeds=1).model_copy(update={"space": Space(axes=axes)})
+
+
+def fake_worker(batch: int) -> Worker:
+    """A worker whose pictures cost nothing, and which wants `batch` of them at a time."""
+    return Worker(FakePipeline(batch), {"clip_score": BrightnessScorer()}, "fake device", batch)
+
+
+class Pace:
+    """Counts results as they come, from the first on."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+        self._last = (0.0, 0)
+
+    def count(self, results: int) -> None:
+        """So many results are there now."""
+        if results > self._last[1]:
+            self._last = time.perf_counter(), results
+            self._first = self._first or self._last
+
+    @property
+    def per_second(self) -> float:
+        """Results a second between the first and the last."""
+        assert self._first is not None
+        return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
+
+
+def strategy(study: Study, search: str, trials: int) -> Strategy:
+    """The product's strategy of that name."""
+    if search == "grid":
+        return Grid(study.space, study.judge, 1)
+    return OptunaSampler(study.space, study.judge, 1, study.objective, trials, _optuna_sampler(search))
+
+
+def _optuna_sampler(search: str) -> optuna.samplers.BaseSampler:
+    if search == "random":
+        return optuna.samplers.RandomSampler(seed=0)
+    return optuna.samplers.TPESampler(seed=0)
+
+
+def loop_rate(search: str, trials: int, watch: Callable[[int], None] = lambda _: None) -> float:
+    """Trials a second of the loop; `watch` hears how many there are so far."""
+    study = rate_study(trials if search == "grid" else 10_000)
+    pool = RayPool(partial(ray_session, None), partial(fake_worker, BATCH), ACTORS, BATCH)
+    pace = Pace()
+
+    def look(progress: Progress) -> None:
+        pace.count(progress.images)
+        watch(progress.images)
+
+    with tempfile.TemporaryDirectory() as root:
+        try:
+            catalog = ParquetCatalog(Tables(Path(root)), study)
+            made = sweep(study, strategy(study, search, trials), pool, catalog, NullTracker(), watch=look)
+        finally:
+            pool.close()
+    assert made.images == trials, made
+    return pace.per_second
+
+
+def score(worker: Worker, study: Study, settings: Settings) -> float:
+    """One trial of the fake pipeline."""
+    outcome = worker.advance([study.request(settings, study.instances[0])])[0].outcome
+    assert isinstance(outcome, Scored)
+    return next(iter(outcome.scores.values()))
+
+
+def tune_rate(search: str, trials: int) -> float:
+    """Trials a second of Ray Tune over the same actors, reused."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    study = rate_study(trials if search == "grid" else 10_000)
+    pace = Pace()
+
+    class Fake(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+        def setup(self, config: dict[str, Any]) -> None:
+            self._worker, self._config = fake_worker(1), config
+
+        def step(self) -> dict[str, Any]:
+            return {"score": score(self._worker, study, self._config), "done": True}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self._config = new_config
+            return True
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """There is nothing to keep."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """There is nothing to load."""
+
+    class Counting(tune.Callback):  # type: ignore[misc]
+        done = 0
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.done += 1
+            pace.count(self.done)
+
+    space, sampler = _tune_space(study, search), None
+    if search == "tpe":
+        from ray.tune.search.optuna import OptunaSearch
+
+        sampler = OptunaSearch(metric="score", mode="max", sampler=_optuna_sampler(search))
+    with ray_session(None), tempfile.TemporaryDirectory() as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(Fake, {"cpu": 1}),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric="score",
+                mode="max",
+                search_alg=sampler,
+                num_samples=1 if search == "grid" else trials,
+                max_concurrent_trials=ACTORS,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(verbose=0, storage_path=folder, callbacks=[Counting()]),
+        )
+        assert len(tuner.fit()) == trials
+    return pace.per_second
+
+
+def _tune_space(study: Study, search: str) -> dict[str, Any]:
+    from ray import tune
+
+    way = tune.grid_search if search == "grid" else tune.choice
+    return {name: way(list(domain.points() or ())) for name, domain in study.space.axes.items()}
+
+
+def optimize_rate(search: str, trials: int) -> float:
+    """Trials a second of Optuna's own loop with as many threads."""
+    study = rate_study(trials if search == "grid" else 10_000)
+    points = {name: list(domain.points() or ()) for name, domain in study.space.axes.items()}
+    workers: dict[int, Worker] = {}
+    pace = Pace()
+
+    def objective(trial: optuna.Trial) -> float:
+        worker = workers.setdefault(threading.get_ident(), fake_worker(1))
+        settings = {name: trial.suggest_categorical(name, values) for name, values in points.items()}
+        return score(worker, study, settings)
+
+    sampler = optuna.samplers.GridSampler(points, seed=0) if search == "grid" else _optuna_sampler(search)
+    own = optuna.create_study(direction="maximize", sampler=sampler)
+    own.optimize(objective, trials, n_jobs=ACTORS, callbacks=[lambda _, trial: pace.count(trial.number + 1)])
+    return pace.per_second
+
+
+def resident_mb() -> float:
+    """This process's resident memory in megabytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def growth_figures(few: int = 1000, many: int = 10_000) -> dict[str, float]:
+    """What ten times as many trials do to the rate and to this process's memory."""
+    memory: list[float] = []
+
+    def watch(results: int) -> None:
+        if results >= few and not memory:
+            memory.append(resident_mb())
+
+    short = loop_rate("grid", few)
+    long = loop_rate("grid", many, watch)
+    return {"rate_at_10000_vs_1000": long / short, "driver_growth_mb": resident_mb() - memory[0]}
+
+
+def rate_figures(quick: bool = False) -> dict[str, float]:
+    """All figures of this module; `quick` makes a tenth of the trials and no long run."""
+    told: dict[str, float] = {}
+    with ray_session(None):  # one for all of them, which find it there
+        for search in SEARCHES:
+            trials = (100 if quick else 1000) if search != "tpe" else (40 if quick else 300)
+            ours = loop_rate(search, trials)
+            told[f"loop_trials_per_s_{search}"] = ours
+            for name, peer in (("optimize", optimize_rate), ("ray_tune", tune_rate)):
+                told |= _against(name, peer, search, trials, ours)
+        return told if quick else told | growth_figures()
+
+
+def _against(
+    name: str, peer: Callable[[str, int], float], search: str, trials: int, ours: float
+) -> dict[str, float]:
+    """A peer's rate beside ours; NaN, with the reason printed, where it cannot run here."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            rate = peer(search, trials)
+    except Exception as error:  # noqa: BLE001  # a peer that cannot run here is told, and the others go on
+        print(f"{name} {search}: cannot run here: {type(error).__name__}: {str(error).splitlines()[0]}")
+        rate = float("nan")
+    return {f"{name}_trials_per_s_{search}": rate, f"trials_per_s_vs_{name}_{search}": ours / rate}
