@@ -34,6 +34,7 @@ from search_spaces.space import Space
 from search_spaces.strategies import Strategy
 from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.optuna_sampler import OptunaSampler
+from search_spaces.strategies.trials import Trials
 from search_spaces.study import Study
 from tests.orchestrator.studies import small_study
 from workers.pipelines.fake import FakePipeline
@@ -83,8 +84,8 @@ class Pace:
 def strategy(study: Study, search: str, trials: int) -> Strategy:
     """The product's strategy of that name."""
     if search == "grid":
-        return Grid(study.space, study.judge, 1)
-    return OptunaSampler(study.space, study.judge, 1, study.objective, trials, _optuna_sampler(search))
+        return Grid(Trials(study.judge, study.objective), study.space.lattice(), 1)
+    return OptunaSampler(study.space, study.judge, 1, study.objectives, trials, _optuna_sampler(search))
 
 
 def _optuna_sampler(search: str) -> optuna.samplers.BaseSampler:
