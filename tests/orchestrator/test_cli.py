@@ -321,6 +321,24 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     assert not (path.parent / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("search: {strategy: tpe, trials: 5}", ["with 2 instances no trial can be told", "4 are the fewest"]),
+        ("search: {strategy: halving}", ["that the grid would take"]),
+        ("search: {validate: 3}", ["validation: the best 3 and the baseline on 3 fresh instances"]),
+        ("budget: {images: 4}", ["budget: images 4", "up to 4"]),
+    ],
+)
+def test_plan_says_what_a_search_may_take(
+    path: Path, capsys: pytest.CaptureFixture[str], more: str, words: list[str]
+) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + more + "\n", encoding="utf-8")
+    assert cli.main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words), out
+
+
 def test_several_options_of_schedulers_are_each_tried_with_their_own_values(path: Path) -> None:
     space = (
         "strength: [0.3, 1.0]\n  scheduler: [DPMSolverMultistepScheduler]\n  use_karras_sigmas: [true, false]\n"
