@@ -1,8 +1,8 @@
 """Sequential halving over paired instances: a few instances for all, the worse leave, the rest get more.
 
 After Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits" (ICML 2013), with settings as
-arms and the study's instances, the same for all, as draws. The first rung may lie inside the trajectory: then
-the picture that a model predicts early on is judged, and only the settings that look well there are drawn out.
+arms and the study's instances, the same for all, as draws. The first rungs may lie inside the trajectory: then
+the pictures that a model predicts early on are judged, and only the settings that look well there are drawn out.
 """
 
 import math
@@ -33,6 +33,9 @@ WORTH_A_PILOT = 3 * PILOTS
 
 LOOKS_TELL = 0.8
 """Correlation of looks with final scores, over the pilot's settings on one instance, from which looks are used."""
+
+LOOK_RUNGS = (1, 2, 4)
+"""Instances of the rungs that look, where they are at most half of all: several looks tell what one does not."""
 
 LOOKS_KEEP = 0.5
 """Share of the settings that a rung of looks leaves in the race at least: one look tells less than a picture."""
@@ -336,7 +339,11 @@ class Halving:
         forecast = next(filter(None, map(self._forecast, LOOK_SHARES)), None)
         course = rungs(len(self._entrants), self._instances, self._keep)
         if forecast is not None:
-            course = [Rung(1, forecast), *course]
+            looks = [size for size in LOOK_RUNGS if size == 1 or 2 * size <= self._instances]
+            course = [
+                *(Rung(size, forecast) for size in looks),
+                *(rung for rung in course if rung.instances >= looks[-1]),
+            ]
         self._race = Race(self._trials, self._entrants, course, self._keep, self._steps)
 
     def _forecast(self, share: float) -> Forecast | None:
