@@ -87,7 +87,8 @@ class Race:
     """One race over some trials: deals instance by instance, and cuts when a rung is decided.
 
     `steps` gives a trial's UNet calls, None where they are not known: then it is never looked at. Decisions
-    rest on outcomes alone, so a race that is begun again with the same outcomes takes the same course.
+    rest on outcomes alone, so a race that is begun again with the same outcomes takes the same course. The
+    trials of the numbers in `always` stay to the end, whatever they come to.
     """
 
     def __init__(
@@ -97,7 +98,9 @@ class Race:
         rungs: Sequence[Rung],
         keep: float,
         steps: Callable[[Settings], int | None] = lambda _: None,
+        always: Collection[int] = (),
     ) -> None:
+        self._always = frozenset(always)
         self._trials, self._rungs, self._keep, self._steps = trials, list(rungs), keep, steps
         self.entrants = list(entrants)
         self._dealt: set[tuple[int, int, int | None]] = set()
@@ -166,6 +169,7 @@ class Race:
         known = {trial.number for trial in best} | infeasible
         stay = {trial.number for trial in best[: self._survivors(len(best), rung)]}
         stay |= {trial.number for trial in self.entrants if trial.number not in known}
+        stay |= self._always - infeasible
         gone = [t.number for t in self.entrants if t.number not in stay and t.number not in infeasible]
         self.entrants = [trial for trial in self.entrants if trial.number in stay]
         return gone
@@ -251,7 +255,7 @@ class Race:
 
 
 class Halving:
-    """Races some trials over the instances.
+    """Races some trials over the instances; those of the numbers in `always` stay to the end.
 
     With `early_look`, a random pilot is drawn first with looks on its way; where these tell enough of the final
     scores, the race begins with looks.
@@ -266,9 +270,10 @@ class Halving:
         steps: Callable[[Settings], int | None] = lambda _: None,
         early_look: bool = False,
         seed: int = 0,
+        always: Collection[int] = (),
     ) -> None:
         self._trials, self._instances, self._keep, self._steps = trials, instances, keep, steps
-        self._entrants = list(entrants)
+        self._entrants, self._always = list(entrants), always
         self._race: Race | None = None
         self._pilot = self._chosen(seed) if early_look else []
         pilots = {trial.number for trial in self._pilot}
@@ -344,7 +349,7 @@ class Halving:
                 *(Rung(size, forecast) for size in looks),
                 *(rung for rung in course if rung.instances >= looks[-1]),
             ]
-        self._race = Race(self._trials, self._entrants, course, self._keep, self._steps)
+        self._race = Race(self._trials, self._entrants, course, self._keep, self._steps, self._always)
 
     def _forecast(self, share: float) -> Forecast | None:
         """The line through the pilot's looks at a share of the calls; None where they do not tell."""
