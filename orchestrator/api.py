@@ -26,8 +26,9 @@ from orchestrator import wiring
 from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
 from orchestrator.catalog.schema import row_settings
 from orchestrator.display import watching
-from orchestrator.plan import Plan, make_plan, remember_rate, surveyed, trial_count
+from orchestrator.plan import Plan, image_count, make_plan, remember_rate, surveyed, trial_count
 from orchestrator.pool import Pool
+from orchestrator.report.closer import closer_study
 from orchestrator.report.contact_sheet import contact_sheet
 from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.script import script
@@ -66,10 +67,10 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 with failed images, 130 stopped by the user."""
+        """0 done, 3 ended by a budget or with failed images, 130 stopped by the user."""
         if self.stopped:
             return 130
-        return 3 if self.progress.failed else 0
+        return 3 if self.progress.failed or self.progress.ended_by else 0
 
 
 def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
@@ -79,7 +80,8 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
     """
     resolved = wiring.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
-    judged = sum(len(trial.outcomes) for trial in past_trials(Tables(root), resolved.study.name))
+    past = past_trials(Tables(root), resolved.study.name)
+    judged = sum(len(trial.outcomes) + len(trial.validation) for trial in past)
     return make_plan(resolved.study, known, judged, root, resolved.warnings)
 
 
@@ -159,13 +161,28 @@ def _sweep(
     tables = Tables(root)
     past = past_trials(tables, study.name, forget_lost=retry_failed)
     found = surveyed(study)
-    total = trial_count(study, found) * len(study.instances)
-    tracker = Guarded(wiring.make_tracker(study, root, StudyFolder(root, study.name)))
+    folder = StudyFolder(root, study.name)
+    total = image_count(study, trial_count(study, found))
+    tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
     catalog = ParquetCatalog(tables, study)
     counted = _of_this_space(past, study, found)
-    progress = sweep(study, strategy, pool, catalog, tracker, counted, total, watch, interrupted)
-    asked = study.search.trials
+    progress = sweep(
+        study,
+        strategy,
+        pool,
+        catalog,
+        tracker,
+        counted,
+        total,
+        watch,
+        interrupted,
+        spent=folder.spent(),
+        keep_spent=folder.keep_spent,
+    )
+    if progress.ended_by:
+        progress.notes.append(f"the search ended early: {progress.ended_by}")
+    asked = study.search.trials if study.search.samples else None
     if found and asked is not None and not interrupted() and len(found.candidates) < asked:
         progress.notes.append(
             f"the search ended after {len(found.candidates)} of {asked} trials: "
@@ -176,7 +193,7 @@ def _sweep(
 
 def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
     """Past trials that the study, as its file is now, would deal too; values may have left an axis since."""
-    if found is None:
+    if found is None or study.search.strategy == "refine":  # which leaves the lattice
         return list(past)
     candidates = {study.judge.candidate(settings) for settings in found.candidates}
     return [trial for trial in past if study.judge.candidate(trial.settings) in candidates]
@@ -204,6 +221,7 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
     found = surveyed(pinned) if pinned else None
     images = _image_ids(tables, name)
     numbers = {_candidate(pinned, trial.settings): trial.number for trial in past}
+    fresh = len(pinned.validation_instances) if pinned else 0
     return Results(
         study=name,
         objective=objective,
@@ -220,12 +238,19 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                 },
                 {i: o.reason for i, o in trial.outcomes.items() if isinstance(o, Failed) and i < instances},
                 images.get(trial.number, {}),
+                {
+                    i: o.scores[objective]
+                    for i, o in trial.validation.items()
+                    if isinstance(o, Scored) and i < fresh
+                },
             )
             for trial in past
         ],
         twin_of=lambda settings: numbers.get(_candidate(pinned, settings)),
         inert=list(found.inert) if found else [],
         infeasible=list(found.infeasible) if found else [],
+        baseline=numbers.get(_candidate(pinned, pinned.baseline)) if pinned else None,
+        fresh=fresh,
     )
 
 
@@ -240,7 +265,8 @@ def _candidate(pinned: Study | None, settings: Settings) -> object:
 
 def _image_ids(tables: Tables, study: str) -> dict[int, dict[int, str]]:
     """Trial → instance → image_id of the pictures that were scored."""
-    where = (pa.compute.field("study") == study) & (pa.compute.field("state") == "scored")
+    field = pa.compute.field
+    where = (field("study") == study) & (field("state") == "scored") & (field("role") == "search")
     ids: dict[int, dict[int, str]] = {}
     for row in tables.read("trials", ["trial", "instance", "image_id"], where).to_pylist():
         ids.setdefault(row["trial"], {})[row["instance"]] = row["image_id"]
@@ -275,6 +301,26 @@ def write_contact_sheet(
     folder.path.mkdir(parents=True, exist_ok=True)
     sheet.save(folder.contact_sheet)
     return folder.contact_sheet
+
+
+def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
+    """Write the study file that looks closer around a study's best; the path it was written to.
+
+    Raises InputError where the study has no best yet, nothing lies closer, or the file exists already.
+    """
+    found, folder, path = results(study, root), StudyFolder(root, study), Path(file)
+    pinned = folder.pinned()
+    if pinned is None:
+        raise InputError(
+            f"the folder of study {study!r} is gone from {root}/studies; only its catalog is left"
+        )
+    if path.exists():
+        raise InputError(f"{path} exists already; name another file with --out")
+    text = folder.study_file.read_text(encoding="utf-8")
+    inputs = (folder.path / "inputs").absolute()
+    made = closer_study(pinned, text, found, inputs, path.absolute().parent)
+    path.write_text(made, encoding="utf-8")
+    return path
 
 
 @dataclass(frozen=True)

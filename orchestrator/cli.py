@@ -15,7 +15,10 @@ from rich.text import Text
 from search_spaces import study_file
 from search_spaces.errors import InputError
 
-EXIT_CODES = "exit codes: 0 done, 1 internal error, 2 your input, 3 with failed images, 130 stopped by Ctrl-C"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 internal error, 2 your input, 3 ended by a budget or with failed images, "
+    "130 stopped by Ctrl-C"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--top", type=_count, default=10, help="settings in the table (default 10)")
     report.set_defaults(command=_report)
 
+    refine = commands.add_parser("refine", help="write a study file that looks closer around a study's best")
+    refine.add_argument("study", metavar="STUDY", help="a study's name")
+    refine.add_argument("--out", type=Path, metavar="FILE", help="by default STUDY-closer.yaml")
+    refine.set_defaults(command=_refine)
+
     show = commands.add_parser("show", help="one image: its settings, or the script that draws it again")
     show.add_argument("image", metavar="IMAGE_ID", help="as in the catalog; its beginning is enough")
     show.add_argument(
@@ -96,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     schema = commands.add_parser("schema", help="print the study file's JSON Schema, for editors")
     schema.set_defaults(command=_schema)
-    for command in (run, plan, report, show):
+    for command in (run, plan, report, refine, show):
         command.add_argument(
             "--root",
             default="runs",
@@ -163,6 +171,14 @@ def _report(options: argparse.Namespace) -> int:
     console.print(render_report(found, options.top))
     sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
     _print_rows(console, [("contact sheet", str(sheet or "none: no picture yet"))])
+    return 0
+
+
+def _refine(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    path = api.closer(options.study, options.out or f"{options.study}-closer.yaml", options.root)
+    _print_rows(Console(), [("written", f"{path}: `latentsweep run {path}` looks closer")])
     return 0
 
 

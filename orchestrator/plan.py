@@ -10,6 +10,8 @@ from orchestrator.study_folder import local_root
 from search_spaces.domains import Domain, FloatRange
 from search_spaces.requests import Settings, Value
 from search_spaces.space import Survey, guidance_is_on, survey
+from search_spaces.strategies.halving import pictures
+from search_spaces.strategies.validation import VALIDATED
 from search_spaces.study import SURVEY_LIMIT, Study
 
 BYTES_PER_PIXEL = 1.6
@@ -42,16 +44,30 @@ def surveyed(study: Study) -> Survey | None:
     size = study.space.size
     if size is None or size > SURVEY_LIMIT:
         return None
-    return survey(study.space, study.judge)
+    return survey(study.space, study.judge, study.first)
 
 
 def trial_count(study: Study, found: Survey | None) -> int:
     """The trials that a study deals, at most."""
-    candidates = len(found.candidates) if found else study.space.size
-    if study.search.trials is None:
-        assert candidates is not None  # a grid has a lattice
+    search, candidates = study.search, len(found.candidates) if found else study.space.size
+    if search.strategy == "coordinate":
+        values = sum(len(domain.points() or ()) for domain in study.space.axes.values())
+        return search.rounds * values + len(study.first)
+    if search.trials is None:
+        assert candidates is not None  # what needs no number of trials has a lattice
         return candidates
-    return min(study.search.trials, candidates) if found and candidates else study.search.trials
+    if search.strategy == "refine" or not candidates:  # it leaves the lattice
+        return search.trials
+    return min(search.trials, candidates) if found else search.trials
+
+
+def image_count(study: Study, trials: int) -> int:
+    """The pictures of a study, at most: of the search without its early looks, and of the validation."""
+    instances, search = len(study.instances), study.search
+    drawn = pictures(trials, instances, search.keep) if search.strategy == "halving" else trials * instances
+    if study.budget.images is not None:
+        drawn = min(drawn, study.budget.images)
+    return drawn + min(trials, VALIDATED + 1) * len(study.validation_instances)
 
 
 def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: tuple[str, ...]) -> Plan:
@@ -62,23 +78,24 @@ def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: t
     from workers.pipelines.loading import unet_calls
 
     found = surveyed(study)
-    trials, instances = trial_count(study, found), study.instances
+    trials = trial_count(study, found)
     sample = found.candidates if found else []
     calls = [unet_calls(study.model, study.judge.complete(settings)) for settings in sample]
     known_calls = [count for count in calls if count is not None]
-    share = trials / len(sample) if sample else 0.0
+    images = image_count(study, trials)
+    each = images / len(sample) if sample else 0.0  # of every candidate, on average
     counted = bool(sample) and len(known_calls) == len(calls)
-    total_calls = round(sum(known_calls) * share) * len(instances) if counted else None
-    images = trials * len(instances)
+    total_calls = round(sum(known_calls) * each) if counted else None
     # A sampler's trials are not known beforehand: only those that it has had are.
-    have = _already_there(study, sample, known) if study.search.trials is None else judged
+    all_of_them = study.search.strategy == "grid" and study.search.trials is None
+    have = _already_there(study, sample, known) if all_of_them else judged
     to_generate = max(0, images - have)
     rows = [
         count * (2 if guidance_is_on(study.judge.complete(settings), study.model) else 1)
         for settings, count in zip(sample, calls, strict=True)
         if count is not None
     ]
-    total_rows = sum(rows) * share * len(instances) if counted else None
+    total_rows = sum(rows) * each if counted else None
     rate = remembered_rate(study, root)
     seconds = None
     if rate is not None and total_rows is not None and images:
@@ -171,13 +188,29 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     cells = "a continuous space" if plan.cells is None else f"{plan.cells:,} cells"
     yield "search", f"{study.search.strategy} over {cells}: {_up_to(study)}{plan.trials:,} trials"
     instances = len(study.instances)
-    yield (
-        "images",
-        (
-            f"{plan.trials:,} trials × {instances} instances = {plan.images:,}, "
-            f"of which {plan.images - plan.to_generate:,} are in the catalog"
-        ),
-    )
+    there = f"of which {plan.images - plan.to_generate:,} are in the catalog"
+    if study.search.strategy == "halving":
+        full = plan.trials * instances
+        yield "images", f"{_up_to(study)}{plan.images:,}, of {full:,} that the grid would take, {there}"
+    else:
+        yield (
+            "images",
+            f"{plan.trials:,} trials × {instances} instances = {plan.images:,}, {there}"
+            if not (study.search.validation or study.budget.images)
+            else f"{_up_to(study)}{plan.images:,} of {plan.trials:,} trials × {instances} instances, {there}",
+        )
+    raced = pictures(plan.trials, instances)
+    if study.search.strategy == "grid" and raced <= plan.trials * instances / 2:
+        yield (
+            "advice",
+            f"search: {{strategy: halving}} would race the same settings with at most {raced:,} images",
+        )
+    if study.search.validation:
+        fresh = len(study.validation_instances)
+        yield "validation", f"the best {VALIDATED} and the baseline on {fresh} fresh instances, counted above"
+    for limit, value in study.budget.model_dump().items():
+        if value is not None:
+            yield "budget", f"{limit} {value:,}"
     yield "UNet calls", "unknown" if plan.unet_calls is None else f"{plan.unet_calls:,}"
     yield "disk", "unknown" if plan.disk_bytes is None else f"about {_bytes(plan.disk_bytes)}"
     yield (
@@ -212,7 +245,7 @@ def _domain_text(domain: Domain) -> str:
 
 
 def _up_to(study: Study) -> str:
-    return "up to " if study.search.trials is not None else ""
+    return "up to " if study.search.strategy != "grid" or study.budget.is_set else ""
 
 
 def _of(settings: Settings, name: str) -> str:

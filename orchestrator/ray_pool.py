@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from orchestrator.pool import Done, Picture, PngPicture, done
 from search_spaces.errors import InputError
-from search_spaces.requests import Failed, ImageRequest
+from search_spaces.requests import Failed, ImageRequest, Looked
 from workers.worker import Finished, Provenance, Worker
 
 PROBE_SECONDS = 5.0
@@ -164,6 +164,7 @@ class RayPool:
         self._deaths: dict[str, int] = {}
         self._deaths_in_a_row = 0
         self._lost: list[Done] = []
+        self._aside: dict[str, _Actor] = {}  # who keeps a request that was looked at
         self.notices: list[str] = []
         self._actors: list[_Actor] = []
 
@@ -217,6 +218,7 @@ class RayPool:
         self._suspects.clear()
         self._to_score.clear()
         self._lost.clear()
+        self._aside.clear()
         self._session.close()
 
     def _start(self) -> _Actor:
@@ -256,12 +258,26 @@ class RayPool:
             metadata, buffer = call.remote([(request, picture.png()) for request, picture in batch])
             actor.calls[metadata] = _Call(buffer, frozenset())
             return True
-        new = [self._queue.popleft() for _ in range(min(actor.batch, room, len(self._queue)))]
+        new = self._next(actor, min(actor.batch, room))
         to_generate = actor.held.keys() - actor.stored.keys()
         if not new and not to_generate:
             return False
         self._advance(actor, new)
         return True
+
+    def _next(self, actor: _Actor, count: int) -> list[ImageRequest]:
+        """The next requests for an actor: not those that another keeps half done, unless that one is busy."""
+        suitable = [
+            request
+            for request in self._queue
+            if (owner := self._aside.get(request.image_id, actor)) is actor
+            or (not actor.held and len(owner.held) >= CALLS_AHEAD * owner.batch)
+        ]
+        new = suitable[: max(0, count)]
+        taken = {request.image_id for request in new}
+        if taken:
+            self._queue = deque(request for request in self._queue if request.image_id not in taken)
+        return new
 
     def _advance(self, actor: _Actor, new: Sequence[ImageRequest]) -> None:
         actor.held |= {request.image_id: request for request in new}
@@ -311,6 +327,10 @@ class RayPool:
             start += length
             actor.held.pop(result.request.image_id, None)
             actor.stored.pop(result.request.image_id, None)
+            if isinstance(result.outcome, Looked):
+                self._aside[result.request.image_id] = actor
+            else:
+                self._aside.pop(result.request.image_id, None)
             found.append(done(result, picture))
         if actor.suspect not in actor.held:
             actor.suspect = None
@@ -321,6 +341,7 @@ class RayPool:
     def _bury(self, actor: _Actor, cause: str) -> None:
         """Queue a dead actor's requests again, first in line, and start another in its place."""
         self._actors.remove(actor)
+        self._aside = {image_id: owner for image_id, owner in self._aside.items() if owner is not actor}
         ray.kill(actor.handle)
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= DEATHS_IN_A_ROW:

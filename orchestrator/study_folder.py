@@ -1,15 +1,18 @@
 """A study's own folder, always local: the pinned study, its inputs, its lock, log, report and Comet's archive."""
 
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 from pydantic import ValidationError
 
+from orchestrator.budget import Spent
 from search_spaces.errors import InputError
 from search_spaces.study import Study, difference
 from workers.png import encode_png
@@ -74,6 +77,17 @@ class StudyFolder:
             _replace(self.path / "inputs" / f"{name}.png", encode_png(image))
         _replace(self.study_file, study_file.encode())
         _replace(self.path / "study.json", study.model_dump_json(indent=2).encode())
+
+    def spent(self) -> Spent:
+        """What the study has used up so far; nothing where that cannot be read."""
+        try:
+            return Spent(**json.loads((self.path / "spent.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return Spent()
+
+    def keep_spent(self, spent: Spent) -> None:
+        """Write what the study has used up, whole or not at all."""
+        _replace(self.path / "spent.json", json.dumps(asdict(spent)).encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -3,24 +3,30 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from orchestrator.budget import Spent, images_left, spent_up
 from orchestrator.catalog import Catalog, Judged, Unscored
 from orchestrator.pool import Done, Pool
 from orchestrator.tracking import TrackedImage, TrackedTrial, Tracker
-from search_spaces.requests import Failed, ImageRequest, Outcome, Scored, Settings, Trial
+from search_spaces.objectives import GPU_SECONDS
+from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Role, Scored, Settings, Trial
 from search_spaces.space import guidance_is_on
 from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
 from search_spaces.study import Study
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 0.5
+KEEP_SECONDS = 2.0
 WAIT_SECONDS = 0.2
 
 
 @dataclass
 class Progress:
-    """How far a study is. `images` counts judged instances of all sessions, `total` is None where unknown."""
+    """How far a study is. `images` counts judged instances of all sessions, `total` is None where unknown.
+
+    `spent` is of all sessions too; `ended_by` says which budget ended the search, if one did.
+    """
 
     total: int | None = None
     images: int = 0
@@ -28,7 +34,10 @@ class Progress:
     reused: int = 0
     infeasible: int = 0
     lost: int = 0
+    looks: int = 0
     unet_calls: int = 0
+    spent: Spent = field(default_factory=Spent)
+    ended_by: str | None = None
     rows_per_second: float | None = None  # UNet rows, from the first result to the last
     best: Settings | None = None
     best_score: float | None = None
@@ -51,12 +60,17 @@ def sweep(
     watch: Callable[[Progress], None] = lambda _: None,
     stopping: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
+    spent: Spent | None = None,
+    keep_spent: Callable[[Spent], None] = lambda _: None,
 ) -> Progress:
-    """Run a study to its end, or until `stopping` says so: then nothing new is begun, what runs is kept.
+    """Run a study to its end, or until `stopping` says so or its budget is used up.
 
+    Then nothing new is begun, and what runs is finished and kept. `spent` is what earlier sessions used up;
+    `keep_spent` is told now and then, and at the end, what it has come to.
     The strategy hears of an outcome only after `catalog.write` has returned for it.
     """
-    return _Sweep(study, strategy, pool, catalog, tracker, past, total, clock).run(watch, stopping)
+    loop = _Sweep(study, strategy, pool, catalog, tracker, past, total, clock, spent or Spent(), keep_spent)
+    return loop.run(watch, stopping)
 
 
 class _Sweep:
@@ -70,22 +84,31 @@ class _Sweep:
         past: Sequence[PastTrial],
         total: int | None,
         clock: Callable[[], float],
+        spent: Spent,
+        keep_spent: Callable[[Spent], None],
     ) -> None:
         self._study, self._strategy, self._pool = study, strategy, pool
         self._catalog, self._tracker, self._clock = catalog, tracker, clock
-        self._instances = study.instances
+        self._keep_spent, self._kept_at = keep_spent, clock()
+        self._instances = {"search": study.instances, "validate": study.validation_instances}
+        self._took: dict[str, float] = {}  # seconds of stored pictures that are only scored
+        self._begun, self._seconds_before = clock(), spent.seconds
+        self._looked: dict[str, tuple[int, float]] = {}  # UNet calls and seconds up to the latest look
         self._waiting: dict[str, list[tuple[Assignment, ImageRequest]]] = {}
         self._done: list[Done] = []
         self._judged: list[Judged] = []
         self._flushed_at = clock()
-        self._progress = Progress(total)
+        self._progress = Progress(total, spent=spent)
         self._scores: dict[int, dict[int, float]] = {}
         self._first_result: float | None = None
         self._rows = 0
         for trial in past:
             for instance, outcome in trial.outcomes.items():
-                if instance < len(self._instances):
+                if instance < len(self._instances["search"]):
                     self._count(Trial(trial.number, trial.settings), instance, outcome)
+            for instance, outcome in trial.validation.items():
+                if instance < len(self._instances["validate"]):
+                    self._count(Trial(trial.number, trial.settings), instance, outcome, "validate")
 
     def run(self, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
         stopped = False
@@ -93,7 +116,9 @@ class _Sweep:
             if not stopped and stopping():
                 stopped = True
                 self._pool.cancel(list(self._waiting))
-            room = self._pool.free
+            room = 0 if stopped else self._room()
+            stopped = stopped or self._progress.ended_by is not None
+            idle = not (self._pool.outstanding or self._judged or self._done)
             dealt = [] if stopped else self._strategy.ask(room)
             self._place(dealt)
             answered_only = bool(dealt) and not self._pool.outstanding
@@ -101,26 +126,48 @@ class _Sweep:
             if self._flush_is_due(idle=not self._pool.outstanding):
                 self._flush()
             watch(self._progress)
-            exhausted = stopped or (room > 0 and not dealt)  # with no room, nothing can be dealt yet
-            if exhausted and not self._pool.outstanding and not self._judged and not self._done:
+            if stopped:
+                if not (self._pool.outstanding or self._judged or self._done):
+                    return self._ended()
+            elif idle and room > 0 and not dealt:  # what was under way might have had consequences
                 return self._progress
+
+    def _ended(self) -> Progress:
+        """The progress of a study that was stopped; no budget ended it if nothing was left to do."""
+        if self._progress.ended_by and not self._strategy.ask(1):
+            self._progress.ended_by = None
+        return self._progress
+
+    def _room(self) -> int:
+        """How many assignments may be asked for: as many as keep the pool busy and the budget lasts for."""
+        progress, budget = self._progress, self._study.budget
+        progress.spent.seconds = self._seconds_before + self._clock() - self._begun
+        progress.ended_by = spent_up(budget, progress.spent)
+        if progress.ended_by:
+            return 0
+        left = images_left(budget, progress.spent, len(self._waiting))
+        return self._pool.free if left is None else min(left, self._pool.free)
 
     def _place(self, dealt: Sequence[Assignment]) -> None:
         """Answer assignments from the catalog where it can, queue the others."""
         to_make: list[ImageRequest] = []
         for assignment in dealt:
-            request = self._study.request(assignment.trial.settings, self._instances[assignment.instance])
+            instance = self._instances[assignment.role][assignment.instance]
+            request = self._study.request(assignment.trial.settings, instance)
+            if assignment.stop_after is not None:
+                request = replace(request, stop_after=assignment.stop_after)
             if request.image_id in self._waiting:
                 self._waiting[request.image_id].append((assignment, request))
                 continue
             known = self._catalog.find(request)
             if isinstance(known, Scored | Failed):
                 self._progress.reused += 1
-                self._judged.append(Judged(assignment.trial, assignment.instance, request, known))
+                self._judged.append(_judged(assignment, request, known))
                 continue
             self._waiting[request.image_id] = [(assignment, request)]
             if isinstance(known, Unscored):
                 self._progress.reused += 1
+                self._took[request.image_id] = known.seconds
                 self._pool.score([(request, known.picture)])
             else:
                 to_make.append(request)
@@ -128,28 +175,46 @@ class _Sweep:
 
     def _take(self, finished: Sequence[Done]) -> None:
         """Results join the trials that wait for them; a result nobody waits for any more is kept all the same."""
-        self._measure(finished)
         for done in finished:
             self._done.append(done)
-            self._progress.generated += done.picture is not None
-            self._progress.unet_calls += done.provenance.unet_calls or 0
+            self._spend(done)
             for note in done.notes:
                 if note not in self._progress.notes:
                     self._progress.notes.append(note)
+            outcome = self._measured(done)
             for assignment, request in self._waiting.pop(done.request.image_id, ()):
-                self._judged.append(Judged(assignment.trial, assignment.instance, request, done.outcome))
+                self._judged.append(_judged(assignment, request, outcome))
 
-    def _measure(self, finished: Sequence[Done]) -> None:
-        """Rows per second since the first result; that one itself took the loading of the model along."""
-        if not finished:
-            return
+    def _measured(self, done: Done) -> Outcome:
+        """A result's outcome, with what was measured as it was made where the study asks for that."""
+        seconds = self._took.pop(done.request.image_id, done.provenance.seconds_generate)
+        if not isinstance(done.outcome, Scored):
+            return done.outcome
+        made = {GPU_SECONDS: seconds}
+        return Scored({**done.outcome.scores, **{name: made[name] for name in self._study.measures}})
+
+    def _spend(self, done: Done) -> None:
+        """Count what a result has cost since the latest look at it, and the rows per second.
+
+        These count from the second result on: the first took the loading of the model along.
+        """
+        progress, image_id, made = self._progress, done.request.image_id, done.provenance
+        calls, seconds = self._looked.pop(image_id, (0, 0.0))
+        if isinstance(done.outcome, Looked):
+            self._looked[image_id] = (made.unet_calls or 0, made.seconds_generate)
+            progress.looks += 1
+        new_calls = max(0, (made.unet_calls or 0) - calls)
+        progress.generated += done.picture is not None
+        progress.unet_calls += new_calls
+        spent = progress.spent
+        spent.images += done.picture is not None
+        spent.unet_calls += new_calls
+        spent.gpu_seconds += max(0.0, made.seconds_generate - seconds) + made.seconds_score
         if self._first_result is None:
             self._first_result = self._clock()
             return
-        for done in finished:
-            guided = guidance_is_on(done.request.settings, self._study.model)
-            self._rows += (done.provenance.unet_calls or 0) * (2 if guided else 1)
-        self._progress.rows_per_second = self._rows / max(1e-9, self._clock() - self._first_result)
+        self._rows += new_calls * (2 if guidance_is_on(done.request.settings, self._study.model) else 1)
+        progress.rows_per_second = self._rows / max(1e-9, self._clock() - self._first_result)
 
     def _flush_is_due(self, idle: bool) -> bool:
         rows = len(self._done) + len(self._judged)
@@ -161,8 +226,12 @@ class _Sweep:
         judged, self._judged = self._judged, []
         self._catalog.write(done, judged)
         self._flushed_at = self._clock()
-        finished = [trial for j in judged if (trial := self._count(j.trial, j.instance, j.outcome))]
-        dropped = self._strategy.report([Report(j.trial.number, j.instance, j.outcome) for j in judged])
+        if self._flushed_at - self._kept_at >= KEEP_SECONDS or not self._pool.outstanding:
+            self._keep_spent(self._progress.spent)
+            self._kept_at = self._flushed_at
+        finished = [trial for j in judged if (trial := self._count(j.trial, j.instance, j.outcome, j.role))]
+        reports = [Report(j.trial.number, j.instance, j.outcome, j.role) for j in judged]
+        dropped = self._strategy.report(reports)
         self._drop(set(dropped))
         self._tracker.images(
             [
@@ -194,20 +263,29 @@ class _Sweep:
                 unwanted.append(image_id)
         self._pool.cancel(unwanted)
 
-    def _count(self, trial: Trial, instance: int, outcome: Outcome) -> TrackedTrial | None:
+    def _count(
+        self, trial: Trial, instance: int, outcome: Outcome, role: Role = "search"
+    ) -> TrackedTrial | None:
         """Bring the progress up to date with one judged instance; the trial, where that completes it."""
         progress = self._progress
+        if isinstance(outcome, Looked):
+            return None
         progress.images += 1
         if isinstance(outcome, Failed):
             progress.infeasible += outcome.kind == "infeasible"
             progress.lost += outcome.kind == "lost"
             return None
-        assert isinstance(outcome, Scored)
+        if role == "validate":
+            return None
         scores = self._scores.setdefault(trial.number, {})
         scores[instance] = outcome.scores[self._study.objective]
-        if len(scores) < len(self._instances):
+        if len(scores) < len(self._instances["search"]):
             return None
         mean = math.fsum(scores.values()) / len(scores)
         if progress.best_score is None or mean > progress.best_score:
             progress.best, progress.best_score = trial.settings, mean
         return TrackedTrial(trial.number, trial.settings, mean)
+
+
+def _judged(assignment: Assignment, request: ImageRequest, outcome: Outcome) -> Judged:
+    return Judged(assignment.trial, assignment.instance, request, outcome, assignment.role)

@@ -3,11 +3,12 @@
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,10 @@ from search_spaces.models import ModelDescription
 from search_spaces.requests import Scored, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
+from search_spaces.strategies.halving import Halving
+from search_spaces.strategies.staged import Coordinate, Refine
+from search_spaces.strategies.trials import Trials
+from search_spaces.strategies.validation import Validated
 from search_spaces.study import PinnedInput, Study, pin
 from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
@@ -36,6 +41,8 @@ from workers.png import decode_png, encode_png
 from workers.worker import Worker
 
 if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
+    from optuna.samplers import BaseSampler
+
     from orchestrator.ray_pool import RayPool
     from workers.pipelines.slot_engine import SlotEngine
 
@@ -87,6 +94,12 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     token = pinned.token if pinned else secrets.token_hex(16)
     study = pin(spec, model, scorer, inputs, token, str(path))
     _check_scheduler_options(study, path)
+    if study.search.samples:
+        sys.path.append(str(path.parent.absolute()))  # a sampler of one's own lies beside the study file
+        try:
+            _optuna_sampler(study, study.search.seed)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     folder.check_continues(study, str(path))
     if holds_another(Tables(root), study):
         raise InputError(
@@ -177,26 +190,70 @@ def _stretched(study: Study, images: Mapping[str, Image.Image]) -> list[str]:
 
 
 def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
-    """The strategy that a study names."""
-    instances = len(study.instances)
-    if study.search.strategy == "grid":
-        return Grid(study.space, study.judge, instances, past)
-    from optuna.samplers import TPESampler
+    """The strategy that a study names, and after it the validation."""
+    search = _search(study, past)
+    if not study.search.validation:
+        return search
+    baseline = study.judge.candidate(study.baseline)
+    return Validated(
+        search,
+        Trials(study.judge, study.objective, past),
+        len(study.instances),
+        len(study.validation_instances),
+        lambda settings: study.judge.candidate(settings) == baseline,
+        past,
+    )
 
+
+def _search(study: Study, past: Sequence[PastTrial]) -> Strategy:
+    search, judge, instances = study.search, study.judge, len(study.instances)
+    if search.samples:
+        return _sampler(study, past)
+    trials = Trials(judge, study.objective, past)
+    if search.strategy == "coordinate":
+        axes, first = study.space.axes, study.first
+        start = study.baseline if judge.obstacle(study.baseline) is None else study.example
+        return Coordinate(trials, axes, search.order, start, instances, search.rounds, search.keep, first)
+    if search.strategy == "refine":
+        return Refine(trials, study.space.axes, instances, search.trials, search.keep, study.first)
+    # Where not all cells may have their turn, those that have are drawn at random.
+    partly = search.trials is not None or study.budget.is_set
+    walk = study.space.shuffled(search.seed) if partly else study.space.by_cost().lattice()
+    cells = chain(study.first, walk)
+    if search.strategy == "grid":
+        return Grid(trials, cells, instances, search.trials)
+    entrants = list(islice(trials.candidates(cells), search.trials))
+    looks = search.early_look == "auto" and study.model.family.slots
+    return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed)
+
+
+def _sampler(study: Study, past: Sequence[PastTrial]) -> Strategy:
     from search_spaces.strategies.optuna_sampler import OptunaSampler
 
     assert study.search.trials is not None
-    # A sampler that starts again after a stop must not draw what it drew before.
-    sampler = TPESampler(seed=study.search.seed + len(past))
     return OptunaSampler(
         study.space,
         study.judge,
-        instances,
-        study.objective,
+        len(study.instances),
+        study.objectives,
         study.search.trials,
-        sampler,
-        study.search.seed,
-        past,
+        # A sampler that starts again after a stop must not draw what it drew before.
+        _optuna_sampler(study, study.search.seed + len(past)),
+        seed=study.search.seed,
+        past=past,
+        constraints=study.constraints,
+        enqueue=study.first,
+        racing=study.search.racing == "auto",
+    )
+
+
+def _optuna_sampler(study: Study, seed: int) -> "BaseSampler":
+    """The sampler that a study names. Raises InputError where it cannot be had or cannot take the space."""
+    from search_spaces.strategies.samplers import make_sampler
+
+    search, constrained = study.search, bool(study.constraints)
+    return make_sampler(
+        search.strategy, search.options, seed, study.space, len(study.objectives), constrained
     )
 
 

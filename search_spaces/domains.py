@@ -1,6 +1,6 @@
 """What one setting may be: a list of values, or a range of numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -10,10 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from search_spaces.requests import Value
 
 
-class Choices(BaseModel):
-    """A list of values. Numeric lists are ordered for samplers too: position means more or less."""
+class _Domain(BaseModel):
+    """What all domains share: `when` names values of other settings, without one of which this one is unused."""
 
     model_config = ConfigDict(frozen=True)
+    when: dict[str, tuple[Value, ...]] = {}
+
+    def applies(self, settings: Mapping[str, Value]) -> bool:
+        """Whether this setting is used beside the others."""
+        return all(settings.get(name) in values for name, values in self.when.items())
+
+
+class Choices(_Domain):
+    """A list of values. Numeric lists are ordered for samplers too: position means more or less."""
+
     kind: Literal["choices"] = "choices"
     values: tuple[Value, ...]
 
@@ -27,10 +37,9 @@ class Choices(BaseModel):
         return self.values
 
 
-class FloatRange(BaseModel):
+class FloatRange(_Domain):
     """Every float from `low` to `high`, both included; on a lattice with `step`, by ratio with `log`."""
 
-    model_config = ConfigDict(frozen=True)
     kind: Literal["float_range"] = "float_range"
     low: float
     high: float
@@ -49,10 +58,9 @@ def _lattice(low: float, high: float, step: float) -> tuple[float, ...]:
     return tuple(float(first + i * gap) for i in range(int((last - first) / gap) + 1))
 
 
-class IntRange(BaseModel):
+class IntRange(_Domain):
     """Every integer from `low` to `high`, both included, `step` apart; by ratio with `log`."""
 
-    model_config = ConfigDict(frozen=True)
     kind: Literal["int_range"] = "int_range"
     low: int
     high: int
@@ -65,3 +73,10 @@ class IntRange(BaseModel):
 
 
 Domain = Annotated[Choices | FloatRange | IntRange, Field(discriminator="kind")]
+
+
+def contains(domain: Domain, value: Value) -> bool:
+    """Whether a value lies in a list or between the ends of a range, both included."""
+    if isinstance(domain, Choices):
+        return value in domain.values
+    return isinstance(value, int | float) and domain.low <= value <= domain.high

@@ -1,12 +1,13 @@
 """The search space: named domains, a lazy walk over their lattice, and which cells draw the same picture."""
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import Domain
+from search_spaces.domains import Domain, contains
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Settings, Value, content_hash
 
@@ -51,6 +52,49 @@ class Space(BaseModel):
         if size is None:
             raise ValueError(f"{self.continuous[0]} is continuous and has no lattice")
         return (self.cell(index) for index in range(size))
+
+    def by_cost(self) -> "Space":
+        """The same space with the axes first, and so changing least, that are costly to change between images."""
+        names = sorted(self.axes, key=lambda name: _COST.index(name) if name in _COST else _COST.index(""))
+        return Space(axes={name: self.axes[name] for name in names})
+
+    def shuffled(self, seed: int) -> Iterator[dict[str, Value]]:
+        """Every cell once, in a seeded random order that takes no memory. Raises ValueError as `lattice` does."""
+        size = self.size
+        if size is None:
+            raise ValueError(f"{self.continuous[0]} is continuous and has no lattice")
+        return (self.cell(_shuffled(index, size, seed)) for index in range(size))
+
+
+_COST = (
+    "width",
+    "height",
+    "scheduler",
+    "",
+    "num_inference_steps",
+    "strength",
+    "guidance_scale",
+    "negative_prompt",
+)
+"""Settings in the order in which one call can least serve unlike values of them; "" stands for all others."""
+
+
+def _shuffled(index: int, size: int, seed: int) -> int:
+    """The place of `index` in a seeded random order of 0 … `size` - 1.
+
+    A Feistel network over the next even number of bits; what falls outside is sent through it again (Black and
+    Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    while True:
+        left, right = index >> half, index & ((1 << half) - 1)
+        for turn in range(4):
+            key = f"{seed} {turn} {right}".encode()
+            digest = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
+            left, right = right, left ^ (digest & ((1 << half) - 1))
+        index = left << half | right
+        if index < size:
+            return index
 
 
 _WITH_GUIDANCE_ONLY = ("negative_prompt", "negative_prompt_2", "guidance_rescale")
@@ -133,29 +177,50 @@ def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str,
     return canon
 
 
+Exclusion = Mapping[str, Domain]
+"""Settings with a value in each of these domains are not tried."""
+
+
 @dataclass(frozen=True)
 class Judge:
-    """Tells a strategy which swept settings are the same candidate and which cannot run."""
+    """Tells a strategy which swept settings are the same candidate and which cannot run.
+
+    Of `axes` the conditions count: where one does not hold, its setting is the model's default.
+    """
 
     fixed: Settings
     model: ModelDescription
+    axes: Mapping[str, Domain] = field(default_factory=dict)
+    exclude: Sequence[Exclusion] = ()
 
     def complete(self, swept: Settings) -> dict[str, Value]:
-        """Fixed and swept settings together."""
-        return {**self.fixed, **swept}
+        """Fixed and swept settings together, without what their conditions do not allow."""
+        settings = {**self.fixed, **swept}
+        for name, domain in self.axes.items():
+            if domain.when and not domain.applies(settings):
+                settings[name] = self.model.keywords.get(name)
+        return settings
 
     def candidate(self, swept: Settings) -> str:
         """Equal for settings that draw the same pictures."""
         return content_hash(canonical_settings(self.complete(swept), self.model))
 
     def obstacle(self, swept: Settings) -> str | None:
-        """Why the settings cannot run, or None."""
-        return why_it_cannot_run(self.complete(swept), self.model)
+        """Why the settings cannot run or are not to be tried, or None."""
+        settings = self.complete(swept)
+        for number, rule in enumerate(self.exclude):
+            if all(contains(domain, settings.get(name)) for name, domain in rule.items()):
+                return f"exclude[{number}] leaves them out"
+        return why_it_cannot_run(settings, self.model)
+
+    def steps(self, swept: Settings) -> int | None:
+        """Denoising steps that the settings run; None where their family's rule is not known."""
+        return effective_steps(self.complete(swept), self.model)
 
 
 @dataclass
 class Survey:
-    """What a walk over the lattice found, before anything is drawn."""
+    """What a walk over the lattice found, before anything is drawn; `cells` are the lattice's alone."""
 
     cells: int = 0
     candidates: list[dict[str, Value]] = field(default_factory=list)
@@ -163,13 +228,18 @@ class Survey:
     infeasible: dict[str, int] = field(default_factory=dict)  # sentence → cells
 
 
-def survey(space: Space, judge: Judge) -> Survey:
+def survey(space: Space, judge: Judge, before: Sequence[dict[str, Value]] = ()) -> Survey:
     """Walk the whole lattice: distinct candidates in order, inert twins and cells that cannot run.
 
-    Raises ValueError where an axis is continuous.
+    Settings that are tried `before` the lattice, and can run, are candidates too. Raises ValueError where an
+    axis is continuous.
     """
     found = Survey()
     first: dict[str, dict[str, Value]] = {}
+    for cell in before:
+        if first.setdefault(judge.candidate(cell), cell) is cell:
+            found.candidates.append(cell)
+    enqueued = set(first)
     for cell in space.lattice():
         found.cells += 1
         obstacle = judge.obstacle(cell)
@@ -179,16 +249,20 @@ def survey(space: Space, judge: Judge) -> Survey:
         twin = first.setdefault(judge.candidate(cell), cell)
         if twin is cell:
             found.candidates.append(cell)
+        elif judge.candidate(cell) in enqueued:
+            enqueued.discard(judge.candidate(cell))  # the same settings again, or their first twin
         else:
-            sentence = why_twins(judge.complete(cell), judge.complete(twin), judge.model)
+            sentence = why_twins(cell, twin, judge)
             found.inert[sentence] = found.inert.get(sentence, 0) + 1
     return found
 
 
-def why_twins(settings: Mapping[str, Value], twin: Mapping[str, Value], model: ModelDescription) -> str:
-    """One sentence that says why two complete settings draw the same picture."""
+def why_twins(cell: Settings, other: Settings, judge: Judge) -> str:
+    """One sentence that says why two swept settings draw the same picture."""
+    settings, twin, model = judge.complete(cell), judge.complete(other), judge.model
     differing = {name for name in settings if settings[name] != twin.get(name)}
-    reasons = []
+    unused = {name for name in cell if cell[name] != other.get(name)} - differing
+    reasons = [f"{_change_nothing(unused)} where 'when' does not hold"] if unused else []
     dead = differing & {"guidance_scale", *_WITH_GUIDANCE_ONLY}
     if dead:
         if model.guidance_embedded:

@@ -1,19 +1,24 @@
 """A study: one run of a study file with every default resolved, as it is pinned in the study's folder."""
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import FloatRange, IntRange
+from search_spaces.domains import Domain, FloatRange, IntRange, contains
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
-from search_spaces.requests import ImageRequest, Instance, Settings, Value, content_hash
+from search_spaces.objectives import Constraint, Direction, parse_constraint
+from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value, content_hash
 from search_spaces.space import Judge, Space, canonical_settings
-from search_spaces.study_file import CometSpec, EngineSpec, SearchSpec, StudySpec
+from search_spaces.study_file import BudgetSpec, CometSpec, EngineSpec, SearchSpec, StudySpec
 
 PIXEL_REVISION = 1
 """Raised whenever our own code changes the pixels of an unchanged request."""
+
+VALIDATION_SEED = 20_261_122
+"""Of the seeds that no search sees; the same for all studies, so that their pictures are shared."""
 
 SURVEY_LIMIT = 1_000_000
 """Cells beyond which a space is not walked just to find out whether any of it can run."""
@@ -52,11 +57,40 @@ class Study(BaseModel):
     objective: str
     comet: CometSpec
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
+    exclude: tuple[dict[str, Domain], ...] = ()
+    directions: dict[str, Direction] = {}
+    constraints: tuple[Constraint, ...] = ()
+    budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
+
+    @property
+    def objectives(self) -> dict[str, Direction]:
+        """The scores that count and whether they are to be large or small; the first is the report's."""
+        return self.directions or {self.objective: "maximize"}
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """The scores that count beside the scorer's: measured as an image is made, not judged from it."""
+        return frozenset({*self.objectives, *(bound.score for bound in self.constraints)}) - {self.objective}
 
     @property
     def judge(self) -> Judge:
-        """Tells twins and cells that cannot run."""
-        return Judge(self.settings, self.model)
+        """Tells twins and cells that cannot run or are left out."""
+        return Judge(self.settings, self.model, self.space.axes, self.exclude)
+
+    @property
+    def baseline(self) -> dict[str, Value]:
+        """The swept settings as the model itself has them: what every other trial is compared with.
+
+        Where the model has no default (a prompt, a scheduler's option), None.
+        """
+        defaults = {**self.model.keywords, "scheduler": self.model.scheduler}
+        return {name: defaults.get(name) for name in self.space.axes}
+
+    @property
+    def first(self) -> list[dict[str, Value]]:
+        """Swept settings that are tried before all others: what the file says, and the model's defaults."""
+        named = [{**self.baseline, **settings} for settings in self.search.enqueue]
+        return [settings for settings in [*named, self.baseline] if self.judge.obstacle(settings) is None]
 
     @property
     def example(self) -> dict[str, Value]:
@@ -75,7 +109,25 @@ class Study(BaseModel):
     @property
     def instances(self) -> tuple[Instance, ...]:
         """The shared instances in dealt order: each seed over all inputs before the next seed."""
-        pairs = [(seed, item) for seed in self.seeds for item in self.inputs]
+        return self._over(self.seeds)
+
+    @property
+    def validation_instances(self) -> tuple[Instance, ...]:
+        """Instances of fresh seeds, which no search sees: the best few are tried on them at the end."""
+        drawn = random.Random(VALIDATION_SEED)
+        fresh: list[int] = []
+        while len(fresh) < self.search.validation:
+            seed = drawn.randrange(2**31, 2**32)
+            if seed not in self.seeds and seed not in fresh:
+                fresh.append(seed)
+        return self._over(fresh)
+
+    def instance(self, role: Role, number: int) -> Instance:
+        """The instance of an assignment. Raises IndexError for a number that the study does not have."""
+        return (self.validation_instances if role == "validate" else self.instances)[number]
+
+    def _over(self, seeds: Sequence[int]) -> tuple[Instance, ...]:
+        pairs = [(seed, item) for seed in seeds for item in self.inputs]
         return tuple(
             Instance(number, item.prompt, item.score_text, seed, item.image, item.mask)
             for number, (seed, item) in enumerate(pairs)
@@ -148,7 +200,13 @@ def pin(
         objective=spec.objective,
         comet=spec.comet,
         engine=spec.engine,
+        exclude=tuple(spec.exclude),
+        directions={name: how for entry in spec.objectives for name, how in entry.items()},
+        constraints=tuple(map(parse_constraint, spec.constraints)),
+        budget=spec.budget,
     )
+    _check_conditions(study, source)
+    _check_search(study, source)
     _check_something_can_run(study, source)
     return study
 
@@ -221,6 +279,64 @@ def _check_sizes(spec: StudySpec, model: ModelDescription, source: str) -> None:
                 raise InputError(
                     f"{source}: {name}: {value} is not a multiple of {model.size_multiple} pixels"
                 )
+
+
+def _check_conditions(study: Study, source: str) -> None:
+    """Conditions and exclusions speak of settings that the study has, and no condition can never hold."""
+    for name, domain in study.space.axes.items():
+        for other, wanted in domain.when.items():
+            where = f"{source}: space.{name}.when.{other}"
+            if other not in study.space.axes and other not in study.settings:
+                known = [*study.space.axes, *study.settings]
+                raise InputError(f"{where}: the study has no such setting{did_you_mean(other, known)}")
+            if not any(_may_be(study, other, value) for value in wanted):
+                raise InputError(f"{where}: {other} is never {' or '.join(map(shown, wanted))} in this study")
+    for number, rule in enumerate(study.exclude):
+        for name in rule:
+            if name not in study.space.axes:
+                raise InputError(
+                    f"{source}: exclude[{number}].{name}: the study does not sweep {name}"
+                    f"{did_you_mean(name, list(study.space.axes))}"
+                )
+
+
+def _may_be(study: Study, name: str, value: Value) -> bool:
+    domain = study.space.axes.get(name)
+    return study.settings.get(name) == value if domain is None else contains(domain, value)
+
+
+def _check_search(study: Study, source: str) -> None:
+    """What the search names is swept, and the budget lasts for one candidate."""
+    axes, search = list(study.space.axes), study.search
+    for key, names in [("order", search.order), *_enqueued(search)]:
+        for name in names:
+            if name not in axes:
+                raise InputError(
+                    f"{source}: search.{key}: the study does not sweep {name}{did_you_mean(name, axes)}"
+                )
+    for name in search.order:
+        if search.order.count(name) > 1:
+            raise InputError(f"{source}: search.order: {name} is listed twice")
+    for number, settings in enumerate(search.enqueue):
+        obstacle = study.judge.obstacle({**study.baseline, **settings})
+        if obstacle is not None:
+            raise InputError(f"{source}: search.enqueue[{number}] cannot run: {obstacle}")
+    size = study.space.size
+    if search.strategy == "halving" and search.trials is None and size is not None and size > SURVEY_LIMIT:
+        raise InputError(
+            f"{source}: search: halving cannot race all of {size:,} cells at once; give search.trials, the number "
+            "of them to draw at random, such as 10000"
+        )
+    images = study.budget.images
+    if images is not None and images < len(study.instances):
+        raise InputError(
+            f"{source}: budget.images: {images} are fewer than the {len(study.instances)} instances that one "
+            "candidate is judged on"
+        )
+
+
+def _enqueued(search: SearchSpec) -> list[tuple[str, Sequence[str]]]:
+    return [(f"enqueue[{number}]", list(settings)) for number, settings in enumerate(search.enqueue)]
 
 
 def _check_something_can_run(study: Study, source: str) -> None:

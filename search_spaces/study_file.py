@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task
+from search_spaces.objectives import parse_constraint
 from search_spaces.requests import Value, canonical
 
 
@@ -106,7 +107,11 @@ def parse_domain(name: str, raw: object) -> Domain:
     if isinstance(raw, Choices | FloatRange | IntRange):
         return raw
     if isinstance(raw, Mapping):
-        return _parse_range(name, raw)
+        return _parse_mapping(name, raw)
+    return _parse_list(name, raw)
+
+
+def _parse_list(name: str, raw: object, when: Mapping[str, tuple[Value, ...]] | None = None) -> Choices:
     if not isinstance(raw, list):
         raise ValueError(
             f"{name}: {shown(raw)} is neither a list of values nor a range; "
@@ -121,11 +126,49 @@ def parse_domain(name: str, raw: object) -> Domain:
         if key in seen:
             raise ValueError(f"{name}: {shown(value)} is listed twice")
         seen.add(key)
-    return Choices(values=values)
+    return Choices(values=values, when=dict(when or {}))
+
+
+def _parse_conditions(name: str, raw: object) -> dict[str, tuple[Value, ...]]:
+    """What `when` says: other settings, each with a value or a list of values of which it must have one."""
+    if not isinstance(raw, Mapping) or not raw:
+        raise ValueError(f"{name}.when: {shown(raw)} is not a mapping such as {{scheduler: DDIMScheduler}}")
+    if name in raw:
+        raise ValueError(f"{name}.when: {name} cannot depend on itself")
+    return {
+        other: _parse_list(other, values if isinstance(values, list) else [values]).values
+        for other, values in raw.items()
+    }
+
+
+def parse_exclusion(number: int, raw: Mapping[str, object]) -> dict[str, Domain]:
+    """A rule of `exclude`: settings, each with a value, a list of values or a range. Raises ValueError."""
+    if not raw:
+        raise ValueError(f"exclude[{number}] is empty, and would leave out everything")
+    try:
+        return {
+            name: parse_domain(name, values if isinstance(values, list | Mapping) else [values])
+            for name, values in raw.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"exclude[{number}].{error}") from None
+
+
+def _parse_mapping(name: str, raw: Mapping[str, object]) -> Domain:
+    """A range, or a list of values under `values`; either may have a condition."""
+    when = _parse_conditions(name, raw["when"]) if "when" in raw else {}
+    if "values" not in raw:
+        return _parse_range(name, {key: raw[key] for key in raw if key != "when"}).model_copy(
+            update={"when": when}
+        )
+    for key in raw:
+        if key not in ("values", "when"):
+            raise ValueError(f"{name}: unknown key {shown(key)} beside values{did_you_mean(key, ('when',))}")
+    return _parse_list(name, raw["values"], when)
 
 
 def _parse_range(name: str, raw: Mapping[str, object]) -> FloatRange | IntRange:
-    keys = ("low", "high", "step", "log")
+    keys = ("low", "high", "step", "log", "when")
     for key in raw:
         if key not in keys:
             raise ValueError(f"{name}: unknown key {shown(key)} in a range{did_you_mean(key, keys)}")
@@ -173,6 +216,16 @@ def _parse_each(parse: Callable[[str, object], object]) -> Callable[[object], ob
     return parse_mapping
 
 
+def _each_of(raw: object, parse: Callable[..., object], numbered: bool = False) -> object:
+    """Each mapping of a list parsed; anything else as it is, for pydantic to refuse."""
+    if not isinstance(raw, list):
+        return raw
+    return [
+        item if not isinstance(item, Mapping) else parse(number, item) if numbered else parse(item)
+        for number, item in enumerate(raw)
+    ]
+
+
 def _value_schema(keyword: _Keyword) -> dict[str, Any]:
     kind = {"int": "integer", "float": "number", "str": "string"}[keyword.kind]
     bounds = {"minimum": keyword.low, "maximum": keyword.high}
@@ -184,24 +237,50 @@ def _value_schema(keyword: _Keyword) -> dict[str, Any]:
 
 
 _ANY_VALUE = {"type": ["string", "number", "boolean", "null"]}
+_WHEN_SCHEMA = {
+    "type": "object",
+    "minProperties": 1,
+    "description": "other settings with the values beside which this one is used",
+    "additionalProperties": {"anyOf": [_ANY_VALUE, {"type": "array", "items": _ANY_VALUE, "minItems": 1}]},
+}
+
+
+def _object(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(required),
+        "additionalProperties": False,
+    }
 
 
 def _domain_schema(value: Mapping[str, Any]) -> dict[str, Any]:
     ends = {end: {"type": "number"} for end in ("low", "high", "step")}
+    values = {"type": "array", "items": dict(value), "minItems": 1, "uniqueItems": True}
     return {
         "description": value.get("description", "a list of values, or a range"),
         "anyOf": [
-            {"type": "array", "items": dict(value), "minItems": 1, "uniqueItems": True},
-            {
-                "type": "object",
-                "properties": {**ends, "log": {"type": "boolean"}},
-                "required": ["low", "high"],
-                "additionalProperties": False,
-            },
+            values,
+            _object({**ends, "log": {"type": "boolean"}, "when": _WHEN_SCHEMA}, "low", "high"),
+            _object({"values": values, "when": _WHEN_SCHEMA}, "values"),
         ],
     }
 
 
+_RULES_SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {
+            "anyOf": [
+                _ANY_VALUE,
+                {"type": "array", "items": _ANY_VALUE, "minItems": 1},
+                _object({"low": {"type": "number"}, "high": {"type": "number"}}, "low", "high"),
+            ]
+        },
+    },
+}
 _SETTINGS_SCHEMA = {
     "type": "object",
     "properties": {name: _value_schema(keyword) for name, keyword in KEYWORDS.items()},
@@ -230,26 +309,104 @@ class InputSpec(_Section):
     )
 
 
+OWN_STRATEGIES: Mapping[str, str] = {
+    "grid": "tries every cell",
+    "halving": "races the cells: a few instances each, the worse leave, the rest get more",
+    "coordinate": "one setting at a time, each holding the best of those before",
+    "refine": "coarse, then closer around the best",
+}
+SAMPLERS = ("tpe", "random", "gp", "cmaes", "nsga2", "nsga3", "qmc")
+"""Optuna's samplers that have a short name; all others go by class path."""
+
+_STRATEGY_SCHEMA = {
+    "anyOf": [{"enum": [*OWN_STRATEGIES, *SAMPLERS]}, {"type": "string", "pattern": r"^\w+(\.\w+)+$"}]
+}
+
+_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "options": ("a sampler",),
+    "racing": ("a sampler",),
+    "early_look": ("halving",),
+    "keep": ("halving", "coordinate", "refine"),
+    "order": ("coordinate",),
+    "rounds": ("coordinate",),
+    "trials": ("grid", "halving", "refine", "a sampler"),
+}
+"""The strategies that some keys of `search` are for."""
+
+
 class SearchSpec(_Section):
     """What decides which settings to try."""
 
-    strategy: Literal["grid", "tpe"] = Field(
-        "grid", description="grid tries every cell; tpe is Optuna's sampler"
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+    strategy: Annotated[str, WithJsonSchema(_STRATEGY_SCHEMA)] = Field(
+        "grid",
+        description="; ".join(f"{name} {does}" for name, does in OWN_STRATEGIES.items())
+        + f"; {', '.join(SAMPLERS)} or a class path: a sampler of Optuna",
     )
-    trials: int | None = Field(None, ge=1, description="settings to try; for tpe")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of the sampler")
+    trials: int | None = Field(
+        None, ge=1, description="settings to try at most; of a grid a random subset; a sampler needs it"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the search")
+    options: dict[str, Any] = Field({}, description="of the sampler, by its constructor's names")
+    racing: Literal["auto", "off"] = Field(
+        "auto", description="auto: a sampler's trial ends early when it has lost against the best"
+    )
+    early_look: Literal["auto", "off"] = Field(
+        "auto", description="auto: losers stop in mid-trajectory where the picture predicted there tells"
+    )
+    keep: float = Field(
+        1 / 3, gt=0, lt=1, description="share of the settings that a rung of the race leaves in it"
+    )
+    order: list[str] = Field([], description="coordinate: the settings in the order of their turns")
+    rounds: int = Field(1, ge=1, le=100, description="coordinate: turns of every setting")
+    enqueue: Annotated[
+        list[dict[str, Value]],
+        BeforeValidator(lambda raw: _each_of(raw, _parse_each(parse_value))),
+        WithJsonSchema({"type": "array", "items": _SETTINGS_SCHEMA}),
+    ] = Field([], description="swept settings to try first")
+    validation: int = Field(
+        0, ge=0, le=10_000, alias="validate", description="fresh seeds on which the best few are tried again"
+    )
+
+    @property
+    def samples(self) -> bool:
+        """Whether a sampler of Optuna searches."""
+        return self.strategy not in OWN_STRATEGIES
 
     @model_validator(mode="after")
-    def _trials_fit_strategy(self) -> "SearchSpec":
-        if self.strategy == "tpe" and self.trials is None:
+    def _keys_fit_strategy(self) -> "SearchSpec":
+        known = [*OWN_STRATEGIES, *SAMPLERS]
+        if self.strategy not in known and "." not in self.strategy:
             raise ValueError(
-                "search.trials is missing: tpe needs to know how many settings to try, such as 40"
+                f"search.strategy: unknown strategy {shown(self.strategy)}{did_you_mean(self.strategy, known)}"
             )
-        if self.strategy == "grid" and self.trials is not None:
+        if (self.samples or self.strategy == "refine") and self.trials is None:
             raise ValueError(
-                "search.trials does not apply to grid, which tries every cell; remove it or use tpe"
+                f"search.trials is missing: {self.strategy} needs to know how many settings to try, such as 40"
             )
+        kind = "a sampler" if self.samples else self.strategy
+        for key, strategies in _ONLY_FOR.items():
+            default = type(self).model_fields[key].get_default(call_default_factory=True)
+            if kind not in strategies and getattr(self, key) != default:
+                raise ValueError(
+                    f"search.{key} does not apply to {self.strategy}; it is for {' and '.join(strategies)}"
+                )
         return self
+
+
+class BudgetSpec(_Section):
+    """What a run may use up: at the first of these the search ends with its best so far."""
+
+    images: int | None = Field(None, ge=1, description="pictures generated")
+    unet_calls: int | None = Field(None, ge=1, description="of all pictures together")
+    gpu_seconds: float | None = Field(None, gt=0, description="of all workers together, on CPUs too")
+    seconds: float | None = Field(None, gt=0, description="by the clock, from the first request on")
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is limited."""
+        return any(limit is not None for limit in self.model_dump().values())
 
 
 class CometSpec(_Section):
@@ -297,8 +454,20 @@ class StudySpec(_Section):
     space: Annotated[
         dict[str, Domain], BeforeValidator(_parse_each(parse_domain)), WithJsonSchema(_SPACE_SCHEMA)
     ] = Field(description="swept, under the pipeline's own names")
+    exclude: Annotated[
+        list[dict[str, Domain]],
+        BeforeValidator(lambda raw: _each_of(raw, parse_exclusion, numbered=True)),
+        WithJsonSchema(_RULES_SCHEMA),
+    ] = Field([], description="cells left out: those with a value of each setting that a rule names")
     search: SearchSpec = SearchSpec()  # type: ignore[call-arg]
+    budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
     objective: Literal["clip_score"] = "clip_score"
+    objectives: list[dict[Literal["clip_score", "gpu_seconds"], Literal["maximize", "minimize"]]] = Field(
+        [], description="several at once, each a score and its direction: what comes out is a Pareto front"
+    )
+    constraints: list[str] = Field(
+        [], description="bounds that a trial's mean has to keep, such as gpu_seconds <= 2.5"
+    )
     clip_model: str | None = Field(None, description="the CLIP that judges, named like `model`")
     comet: CometSpec = CometSpec()  # type: ignore[call-arg]
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
@@ -327,17 +496,50 @@ class StudySpec(_Section):
         for seed in (seeds[0], seeds[-1]):
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seeds: {shown(seed)} is not between 0 and 2^63 - 1")
+        self._check_objectives()
         if "prompt" in self.space and any(item.score_text is None for item in self.inputs):
             raise ValueError(
                 "space.prompt: give every input a score_text, so that all prompts are judged by one text"
             )
-        if self.search.strategy == "grid":
+        if not self.search.samples and self.search.strategy != "refine":
             for name, domain in self.space.items():
                 if domain.points() is None or (isinstance(domain, IntRange) and domain.log):
                     raise ValueError(
-                        f"space.{name}: grid needs a list or a range with a step; tpe takes any range"
+                        f"space.{name}: {self.search.strategy} needs a list or a range with a step; "
+                        "tpe takes any range"
                     )
         return self
+
+    def _check_objectives(self) -> None:
+        """Several objectives are several, and are searched by what can have several."""
+        for number, objective in enumerate(self.objectives):
+            if len(objective) != 1:
+                raise ValueError(
+                    f"objectives[{number}] names {len(objective)} scores; each entry is one, such as "
+                    "clip_score: maximize"
+                )
+        names = [name for objective in self.objectives for name in objective]
+        if len(names) == 1:
+            raise ValueError(
+                "objectives: one alone is no choice between several; it stands under 'objective'"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError("objectives: a score is listed twice")
+        if names and "clip_score" not in names:
+            raise ValueError("objectives: clip_score is missing; without it nobody looks at the pictures")
+        if {"clip_score": "minimize"} in self.objectives:
+            raise ValueError("objectives: clip_score can only be maximized")
+        for number, text in enumerate(self.constraints):
+            try:
+                parse_constraint(text)
+            except ValueError as error:
+                raise ValueError(f"constraints[{number}]: {error}") from None
+        strategy = self.search.strategy
+        if (names or self.constraints) and strategy in ("halving", "coordinate", "refine"):
+            what = "several objectives" if names else "constraints"
+            raise ValueError(
+                f"search.strategy: {strategy} races one objective and cannot have {what}; use tpe or grid"
+            )
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -455,7 +657,13 @@ def json_schema() -> dict[str, Any]:
     return StudySpec.model_json_schema()
 
 
+_NAMED_WITHIN = ("settings", "space", "search.enqueue")
+"""Sections whose own messages begin with the key within them."""
+
 _PROBLEMS = {
+    "float_type": "is not a number",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "is above {le}, the most that works",
     "string_type": "is not a text",
     "int_type": "is not a whole number",
     "list_type": "is not a list",
@@ -475,7 +683,7 @@ def _sentence(error: ErrorDetails) -> str:
     kind, given = error["type"], error["input"]
     if kind == "value_error":
         message = str(error["ctx"]["error"])
-        return f"{where}.{message}" if where in ("settings", "space") else message
+        return f"{where}.{message}" if where in _NAMED_WITHIN else message
     if kind == "extra_forbidden":
         *parents, key = error["loc"]
         place = f" in {_path(parents)}" if parents else ""
@@ -497,6 +705,12 @@ def _path(parts: Sequence[int | str]) -> str:
 
 def _fields(parents: list[int | str]) -> list[str]:
     """The known keys of the section at a path such as ['inputs', 0]."""
-    sections: dict[str, type[_Section]] = {"inputs": InputSpec, "search": SearchSpec, "comet": CometSpec}
+    sections: dict[str, type[_Section]] = {
+        "inputs": InputSpec,
+        "search": SearchSpec,
+        "comet": CometSpec,
+        "engine": EngineSpec,
+        "budget": BudgetSpec,
+    }
     model = sections.get(str(parents[0])) if parents else StudySpec
-    return list(model.model_fields) if model else []
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []

@@ -21,9 +21,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Unscored:
-    """The catalog has the picture, but not this study's score of it."""
+    """The catalog has the picture, which took a worker so many seconds, but not this study's score of it."""
 
     picture: Picture
+    seconds: float = 0.0
 
 
 class Catalog(Protocol):

@@ -1,10 +1,11 @@
 """An honest fake: a catalog that keeps everything in this process."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.catalog import Judged, Unscored
 from orchestrator.pool import Done, Picture
-from search_spaces.requests import Failed, ImageRequest, Outcome, Scored
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored
 from search_spaces.strategies import PastTrial
 
 
@@ -43,10 +44,14 @@ class MemoryCatalog:
     def past(self) -> list[PastTrial]:
         """The trials so far, by number."""
         trials: dict[int, PastTrial] = {}
-        outcomes: dict[int, dict[int, Outcome]] = {}
         for item in self.judged:
-            outcomes.setdefault(item.trial.number, {})[item.instance] = item.outcome
-            trials[item.trial.number] = PastTrial(
-                item.trial.number, item.trial.settings, outcomes[item.trial.number]
-            )
+            number, instance = item.trial.number, item.instance
+            before = trials.get(number, PastTrial(number, item.trial.settings))
+            if isinstance(item.outcome, Looked):
+                looks = {**before.looks, instance: [*before.looks.get(instance, ()), item.outcome]}
+                trials[number] = replace(before, looks=looks)
+            elif item.role == "validate":
+                trials[number] = replace(before, validation={**before.validation, instance: item.outcome})
+            else:
+                trials[number] = replace(before, outcomes={**before.outcomes, instance: item.outcome})
         return [trials[number] for number in sorted(trials)]

@@ -5,6 +5,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 from orchestrator.catalog import Judged, Unscored
 from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS, image_row, score_rows, trial_row
 from orchestrator.pool import Done, PngPicture
-from search_spaces.requests import Failed, ImageRequest, Outcome, Scored
+from search_spaces.objectives import GPU_SECONDS
+from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
 
@@ -111,10 +113,11 @@ class ParquetCatalog:
 
     def __init__(self, tables: Tables, study: Study) -> None:
         self._tables, self._study = tables, study
+        rows = tables.read("images", ["image_id", "status", "reason", "seconds_generate"]).to_pylist()
         self._images = {
-            row["image_id"]: row["reason"] if row["status"] == "infeasible" else None
-            for row in tables.read("images", ["image_id", "status", "reason"]).to_pylist()
+            row["image_id"]: row["reason"] if row["status"] == "infeasible" else None for row in rows
         }
+        self._seconds = {row["image_id"]: row["seconds_generate"] for row in rows} if study.measures else {}
         scores = tables.read(
             "scores", ["image_id", "text", "value"], pc.field("scorer") == study.scorer.id
         ).to_pylist()
@@ -135,9 +138,10 @@ class ParquetCatalog:
         if reason is not None:
             return Failed("infeasible", reason)
         value = self._scores.get((request.image_id, request.score_text))
+        seconds = self._seconds.get(request.image_id, 0.0)
         if value is not None:
-            return Scored({self._study.objective: value})
-        return Unscored(PngPicture(self._tables.png(request.image_id)))
+            return Scored({self._study.objective: value, **dict.fromkeys(self._study.measures, seconds)})
+        return Unscored(PngPicture(self._tables.png(request.image_id)), seconds)
 
     def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
         """Pictures, then their scores, then the trials that rest on them; durable on return."""
@@ -153,9 +157,11 @@ class ParquetCatalog:
         for item in images:
             failed = isinstance(item.outcome, Failed)
             self._images[item.request.image_id] = item.outcome.reason if failed else None  # type: ignore[union-attr]
+            if self._study.measures:
+                self._seconds[item.request.image_id] = item.provenance.seconds_generate
         for item in done:
             if isinstance(item.outcome, Scored):
-                (value,) = item.outcome.scores.values()
+                value = item.outcome.scores[self._study.objective]
                 self._scores[item.request.image_id, item.request.score_text] = value
 
 
@@ -169,38 +175,64 @@ def _belongs_in_images(item: Done) -> bool:
 def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[PastTrial]:
     """The trials of a study as the trials table has them, by number, each with what became of its instances.
 
-    `forget_lost` leaves lost instances out, so that they are tried again.
+    Scores have the seconds that the image took beside them. `forget_lost` leaves lost instances out, so that
+    they are tried again.
     """
-    columns = ["trial", "instance", "image_id", "state", "reason", "settings", "scorer", "text"]
-    rows = tables.read("trials", columns, pc.field("study") == study).to_pylist()
+    columns = ["trial", "instance", "image_id", "role", "state", "reason", "settings", "scorer", "text"]
+    rows = tables.read("trials", [*columns, "after", "value"], pc.field("study") == study).to_pylist()
     if not rows:
         return []
     values = score_values(tables, {row["scorer"] for row in rows})
-    trials: dict[int, tuple[str, dict[int, Outcome]]] = {}
+    seconds = _seconds(tables, {row["image_id"] for row in rows})
+    trials: dict[int, _Found] = {}
     for row in rows:
-        _, outcomes = trials.setdefault(row["trial"], (row["settings"], {}))
-        if row["state"] == "scored":
-            value = values.get((row["scorer"], row["image_id"], row["text"]))
+        found = trials.setdefault(row["trial"], _Found(row["settings"]))
+        outcomes = found.validation if row["role"] == "validate" else found.outcomes
+        scorer, instance = row["scorer"], row["instance"]
+        if row["state"] == "looked":
+            look = Looked({scorer_name(scorer): row["value"]}, row["after"])
+            found.looks.setdefault(instance, {})[look.after] = look
+        elif row["state"] == "scored":
+            value = values.get((scorer, row["image_id"], row["text"]))
             if value is not None:
-                outcomes[row["instance"]] = Scored({scorer_name(row["scorer"]): value})
+                took = seconds.get(row["image_id"], 0.0)
+                outcomes[instance] = Scored({scorer_name(scorer): value, GPU_SECONDS: took})
         elif not (forget_lost and row["state"] == "lost"):
-            outcomes.setdefault(row["instance"], Failed(row["state"], row["reason"]))
-    return [
-        PastTrial(number, json.loads(settings), outcomes)
-        for number, (settings, outcomes) in sorted(trials.items())
-    ]
+            outcomes.setdefault(instance, Failed(row["state"], row["reason"]))
+    return [found.past_trial(number) for number, found in sorted(trials.items())]
+
+
+def _seconds(tables: Tables, image_ids: Set[str]) -> dict[str, float]:
+    """How long a worker took for each of some images."""
+    wanted = pc.field("image_id").isin(pa.array(sorted(image_ids), pa.string()))
+    rows = tables.read("images", ["image_id", "seconds_generate"], wanted).to_pylist()
+    return {row["image_id"]: row["seconds_generate"] for row in rows}
+
+
+@dataclass
+class _Found:
+    """A trial as its rows give it, piece by piece."""
+
+    settings: str
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    looks: dict[int, dict[int, Looked]] = field(default_factory=dict)
+    validation: dict[int, Outcome] = field(default_factory=dict)
+
+    def past_trial(self, number: int) -> PastTrial:
+        looks = {instance: list(found.values()) for instance, found in self.looks.items()}
+        return PastTrial(number, json.loads(self.settings), self.outcomes, looks, self.validation)
 
 
 def holds_another(tables: Tables, study: Study) -> bool:
     """Whether the trials table holds trials of another study of this name: other pixels for its instances."""
-    instances = study.instances
-    columns = ["settings", "instance", "image_id"]
+    instances = {"validate": study.validation_instances, "search": study.instances, "look": study.instances}
+    columns = ["settings", "instance", "image_id", "role"]
     for row in tables.read("trials", columns, pc.field("study") == study.name).to_pylist():
         settings = json.loads(row["settings"])
         if settings.keys() != study.space.axes.keys():
             return True
-        if row["instance"] < len(instances):
-            request = study.request(settings, instances[row["instance"]])
+        if row["instance"] < len(instances[row["role"]]):
+            request = study.request(settings, instances[row["role"]][row["instance"]])
             if request.image_id != row["image_id"]:
                 return True
     return False
@@ -224,12 +256,13 @@ def score_values(tables: Tables, scorers: set[str]) -> dict[tuple[str, str, str]
 def joined(tables: Tables, study: str) -> pa.Table:
     """What people want of a study: a row per trial and instance, with settings, score and picture.
 
-    Columns: those of `trials` but for `settings`, then `value` (the score, null without one), then those of
-    `images`. Swept settings are the trial's own, where a twin of other settings drew the picture.
+    Columns: those of `trials` but for `settings`, with `value` the score, null without one, then those of
+    `images`; early looks, which have no picture, are left out. Swept settings are the trial's own, where a
+    twin of other settings drew the picture.
     """
-    trials = tables.read("trials", where=pc.field("study") == study)
+    trials = tables.read("trials", where=(pc.field("study") == study) & (pc.field("role") != "look"))
     swept = [json.loads(settings) for settings in trials["settings"].to_pylist()]
-    trials = trials.drop_columns(["settings"])
+    trials = trials.drop_columns(["settings", "after", "value"])
     keys = trials.select(["scorer", "image_id", "text"]).to_pylist()
     values = score_values(tables, {key["scorer"] for key in keys})
     scores = [values.get((key["scorer"], key["image_id"], key["text"])) for key in keys]

@@ -79,6 +79,8 @@ _TRIAL_COLUMNS: Mapping[str, pa.DataType] = {
     "settings": pa.string(),
     "scorer": pa.string(),
     "text": pa.string(),
+    "after": pa.int64(),  # of an early look: the UNet calls before it, and the score of what it showed
+    "value": pa.float64(),
     "time": _TIME,
 }
 
@@ -178,17 +180,20 @@ def score_rows(done: Done, study: Study) -> list[dict[str, object]]:
 
 def trial_row(judged: Judged, study: Study) -> dict[str, object]:
     """What became of a trial on an instance as a row of `trials`."""
-    assert not isinstance(judged.outcome, Looked)
+    outcome = judged.outcome
+    look = outcome if isinstance(outcome, Looked) else None
     return {
         "study": study.name,
         "trial": judged.trial.number,
         "instance": judged.instance,
         "image_id": judged.request.image_id,
-        "role": judged.role,
-        "state": state(judged.outcome),
-        "reason": judged.outcome.reason if isinstance(judged.outcome, Failed) else None,
+        "role": "look" if look else judged.role,
+        "state": state(outcome),
+        "reason": outcome.reason if isinstance(outcome, Failed) else None,
         "settings": json.dumps(dict(judged.trial.settings)),
         "scorer": study.scorer.id,
         "text": judged.request.score_text,
+        "after": look.after if look else None,
+        "value": look.scores[study.objective] if look else None,
         "time": datetime.now(UTC),
     }

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, value_text
 from orchestrator.report.statistics import (
-    CONFIDENCE,
     Ranked,
     TrialLookup,
     axes_by_effect,
@@ -25,6 +24,7 @@ from orchestrator.report.statistics import (
     trial_lookup,
 )
 from search_spaces.errors import InputError, did_you_mean
+from search_spaces.estimates import CONFIDENCE
 from search_spaces.requests import Settings, Value
 
 MOSAIC = 4  # instances in one cell at most

@@ -1,7 +1,7 @@
 """What a study found, as plain data: the one input of every report; and how a report writes a value."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from search_spaces.requests import Settings
 
@@ -12,7 +12,8 @@ class TrialResult:
 
     `scores` maps instance → objective value, finite, larger is better; `failures` maps instance → reason,
     for instances whose image is infeasible or lost. No instance is in both; one in neither has not been
-    judged. `images` maps instance → image_id, where there is a picture.
+    judged. `images` maps instance → image_id, where there is a picture. `validation` maps fresh instances,
+    which the search never saw, to their scores.
     """
 
     number: int
@@ -20,6 +21,7 @@ class TrialResult:
     scores: Mapping[int, float]
     failures: Mapping[int, str]
     images: Mapping[int, str]
+    validation: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Results:
 
     `axes` maps each swept setting to its values in the study file's order (for a range: the values tried,
     ascending). `twin_of(settings)` gives the number of the trial that drew the same pixels, or None.
-    `inert` and `infeasible` are finished sentences.
+    `inert` and `infeasible` are finished sentences. `baseline` is the number of the trial with the model's own
+    settings, None where there is none; `fresh` counts the validation's instances.
     """
 
     study: str
@@ -39,6 +42,8 @@ class Results:
     twin_of: Callable[[Settings], int | None]
     inert: Sequence[str]
     infeasible: Sequence[str]
+    baseline: int | None = None
+    fresh: int = 0
 
 
 def shorten(text: str, limit: int) -> str:

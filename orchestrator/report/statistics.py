@@ -1,9 +1,7 @@
 """Which settings won, by how much, and how sure that is: pure functions of `Results`.
 
-Every interval is a two-sided 95 % Student-t interval over instances. Trials share their instances, so two
-trials are compared by the mean of their differences, instance by instance (the paired t-test: Student,
-"The probable error of a mean", Biometrika 1908). The intervals are for one pair each; they are not widened
-for the number of settings tried, which is why a study validates its winner on fresh seeds.
+The intervals are those of `search_spaces.estimates`, for one pair each; they are not widened for the number of
+settings tried, which is why a study validates its winner on fresh seeds.
 """
 
 import math
@@ -12,50 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from scipy.special import stdtrit
-
 from orchestrator.report.results import Results, TrialResult
+from search_spaces.estimates import Estimate, estimate, paired_difference
 from search_spaces.requests import Settings, Value
 
-CONFIDENCE = 0.95
 STEPS = "num_inference_steps"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The mean of `n` values, one per instance, and half the width of its 95 % interval, in their unit.
-
-    `half_width` is None for one value, whose spread nobody knows; it is 0 for equal values.
-    """
-
-    mean: float
-    half_width: float | None
-    n: int
-
-    @property
-    def includes_zero(self) -> bool | None:
-        """Whether the interval includes 0; None where there is no interval."""
-        return None if self.half_width is None else abs(self.mean) <= self.half_width
-
-    @property
-    def above_zero(self) -> bool | None:
-        """Whether the whole interval lies above 0; None where there is no interval."""
-        return None if self.half_width is None else self.mean > self.half_width
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean ± t(0.975, n − 1) · s / √n, s the sample standard deviation. Raises ValueError for no values."""
-    n = len(values)
-    if n == 0:
-        raise ValueError("no values have no mean")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean, None, 1)
-    if min(values) == max(values):  # the rounding of a mean must not make a spread
-        return Estimate(values[0], 0.0, n)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    quantile = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
-    return Estimate(mean, quantile * deviation / math.sqrt(n), n)
 
 
 def complete_scores(trial: TrialResult, instances: int) -> tuple[float, ...] | None:
@@ -73,11 +32,6 @@ def trial_estimate(trial: TrialResult, instances: int) -> Estimate | None:
     """A trial's value: the estimate over all of its instances, or None where it has no mean."""
     scores = complete_scores(trial, instances)
     return None if scores is None else estimate(scores)
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """The estimate of first − second over the same instances. Raises ValueError for unequal lengths."""
-    return estimate([a - b for a, b in zip(first, second, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -109,6 +63,70 @@ def ranking(results: Results) -> tuple[Ranked, ...]:
         tied = True if rank == 1 else behind.includes_zero
         ranked.append(Ranked(rank, trial, estimate(scores), behind, tied))
     return tuple(ranked)
+
+
+def shared_difference(first: TrialResult, second: TrialResult) -> Estimate | None:
+    """The paired estimate of first − second over the instances that both have scores of; None without one."""
+    shared = sorted(first.scores.keys() & second.scores.keys())
+    return estimate([first.scores[i] - second.scores[i] for i in shared]) if shared else None
+
+
+@dataclass(frozen=True)
+class Left:
+    """Trials without a mean that were judged on some instances, and on none in vain: they left early.
+
+    `certain` are worse than the leader by a paired interval wholly below it; `for_budget` left because the
+    rule said so, and nobody knows.
+    """
+
+    certain: int
+    for_budget: int
+
+
+def left_early(results: Results, leader: TrialResult) -> Left:
+    """The trials that left a search early, by how sure it is that they are worse than the leader."""
+    certain = budget = 0
+    for trial in results.trials:
+        if trial.failures or complete_scores(trial, results.instances) is not None:
+            continue
+        behind = shared_difference(leader, trial)
+        if behind is not None and behind.above_zero:
+            certain += 1
+        elif behind is not None:
+            budget += 1
+    return Left(certain, budget)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A trial on all fresh instances: its score, and its paired difference from the baseline's, if validated."""
+
+    trial: TrialResult
+    score: Estimate
+    gain: Estimate | None
+
+
+def validation(results: Results) -> tuple[Validated, ...]:
+    """The trials that have scores on every fresh instance, the largest mean first; then by number."""
+    fresh = range(results.fresh)
+    scores = {
+        trial.number: tuple(trial.validation[i] for i in fresh)
+        for trial in results.trials
+        if results.fresh and trial.validation.keys() >= set(fresh)
+    }
+    baseline = scores.get(results.baseline) if results.baseline is not None else None
+    found = [
+        Validated(
+            trial,
+            estimate(scores[trial.number]),
+            paired_difference(scores[trial.number], baseline)
+            if baseline is not None and trial.number != results.baseline
+            else None,
+        )
+        for trial in results.trials
+        if trial.number in scores
+    ]
+    return tuple(sorted(found, key=lambda item: (-item.score.mean, item.trial.number)))
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.results import Results, plain_text, settings_text, value_text
+from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, value_text
 from orchestrator.report.statistics import (
-    CONFIDENCE,
     Ranked,
     StepsVerdict,
     complete_scores,
     decimals,
     estimate_text,
+    left_early,
     ranking,
+    shared_difference,
+    validation,
     where_steps_stop_paying,
 )
+from search_spaces.estimates import CONFIDENCE
 
 WIDTH = 80  # columns that every terminal has
 MOST_LINES = 8  # of one kind, so that a long list does not push the winner off the screen
@@ -48,6 +51,9 @@ def render_report(results: Results, top: int = 10) -> RenderableType:
 def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
     if ranked:
         yield winner_sentence(results, ranked)
+        yield from _baseline_sentence(results, ranked[0].trial)
+        yield from _validation_sentences(results, ranked[0].trial)
+        yield from _left_sentence(results, ranked[0].trial)
     verdict = where_steps_stop_paying(results)
     if verdict:
         yield steps_sentence(verdict)
@@ -70,6 +76,51 @@ def winner_sentence(results: Results, ranked: Sequence[Ranked]) -> str:
     if ties == 0:
         return f"{claim}; no other setting ties with it"
     return f"{claim}; {_count(ties, 'other setting')} cannot be told apart from it"
+
+
+def _baseline_sentence(results: Results, leader: TrialResult) -> Iterator[str]:
+    """How far the leader is ahead of the model's own settings."""
+    baseline = next((trial for trial in results.trials if trial.number == results.baseline), None)
+    if baseline is None:
+        return
+    named = settings_text(baseline.settings) or "no swept settings"
+    if baseline is leader:
+        yield f"baseline: the model's own settings, {named}, are the best"
+        return
+    gain = shared_difference(leader, baseline)
+    if gain is not None:
+        yield (
+            f"baseline: the model's own settings, {named}; best − baseline "
+            f"{estimate_text(gain, decimals([gain]), signed=True)} over {_count(gain.n, 'shared instance')}"
+        )
+
+
+def _validation_sentences(results: Results, leader: TrialResult) -> Iterator[str]:
+    """What the best few and the baseline came to on fresh instances."""
+    found = validation(results)
+    places = decimals([item.score for item in found])
+    for item in found:
+        who = (
+            "best of the search"
+            if item.trial is leader
+            else "baseline"
+            if item.trial.number == results.baseline
+            else settings_text(item.trial.settings)
+        )
+        line = f"validated: {who}: {estimate_text(item.score, places)}"
+        if item.gain is not None:
+            line += f", {estimate_text(item.gain, places, signed=True)} over the baseline"
+        yield f"{line}, on {_count(results.fresh, 'fresh instance')}"
+
+
+def _left_sentence(results: Results, leader: TrialResult) -> Iterator[str]:
+    """Who left early, and whether that is certain to be right."""
+    left = left_early(results, leader)
+    if left.certain or left.for_budget:
+        yield (
+            f"left early: {left.certain} certainly worse than the best (paired interval below it), "
+            f"{left.for_budget} for the budget's sake"
+        )
 
 
 def steps_sentence(verdict: StepsVerdict) -> str:

@@ -4,16 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from search_spaces.requests import Outcome, Settings, Trial
+from search_spaces.requests import Looked, Outcome, Role, Settings, Trial
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One trial on one instance; `stop_after` asks for an early look after that many UNet calls."""
+    """One trial on one instance; `stop_after` asks for an early look after that many UNet calls.
+
+    With the role `validate`, the instance is one of the study's validation instances.
+    """
 
     trial: Trial
     instance: int
     stop_after: int | None = None
+    role: Role = "search"
 
 
 @dataclass(frozen=True)
@@ -23,23 +27,30 @@ class Report:
     trial: int
     instance: int
     outcome: Outcome
+    role: Role = "search"
 
 
 @dataclass(frozen=True)
 class PastTrial:
-    """A trial of an earlier session, from the catalog's trials table: it keeps its number."""
+    """A trial of an earlier session, from the catalog's trials table: it keeps its number.
+
+    `outcomes` are of the search's instances, `validation` of the fresh ones; `looks` are the early looks at
+    each instance.
+    """
 
     number: int
     settings: Settings
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    looks: Mapping[int, Sequence[Looked]] = field(default_factory=dict)
+    validation: Mapping[int, Outcome] = field(default_factory=dict)
 
 
 class Strategy(Protocol):
     """Deals trials over shared instances and learns from their outcomes.
 
-    Every pair (trial, instance) is dealt at most once by one strategy object, trials that draw the same
-    pixels are one trial, and a strategy made with the trials of an earlier session deals only what those
-    have not been judged on.
+    Every pair (trial, instance) is dealt at most once to its end by one strategy object, and before that for
+    early looks, one after the other; trials that draw the same pixels are one trial, and a strategy made with
+    the trials of an earlier session deals only what those have not been judged on.
     """
 
     def ask(self, free: int) -> Sequence[Assignment]:

@@ -3,38 +3,88 @@
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler
 from optuna.trial import TrialState
 
-from search_spaces.domains import Choices, Domain, FloatRange, IntRange
+from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Failed, Outcome, Scored, Settings, Trial, Value
 from search_spaces.space import Judge, Space
 from search_spaces.strategies import Assignment, PastTrial, Report
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+from search_spaces.strategies.racing import has_lost, mean, stages
+from search_spaces.strategies.samplers import Axis
 
 REPEATS_BEFORE_CHANCE = 50
 """Asks in a row that gave nothing new before an untried cell is drawn at random instead."""
+
+REPEATS_OF_A_MODEL = 5
+"""The same for a Gaussian process, each of whose asks fits a model: a tenth of a second and more."""
 
 CELLS_SEARCHED = 100_000
 """Cells walked in search of an untried one: a few seconds, once, at the end of a search."""
 
 
-class OptunaSampler:
-    """Deals what a sampler suggests, each trial on all instances; a trial's value is their mean.
+@dataclass(frozen=True)
+class _Verdict:
+    """What a sampler is told of a trial; neither values nor constraints: that there is nothing to learn."""
 
-    A suggestion that draws the same pixels as an earlier trial is answered with that trial's value and
-    not dealt; one that cannot run is told as a violated constraint. Numeric lists are an ordered index to
-    the sampler. `trials` counts the trials dealt, those of earlier sessions included.
+    values: tuple[float, ...] | None = None
+    constraints: Mapping[str, float] = field(default_factory=dict)
+
+
+_CANNOT_RUN = _Verdict(constraints={"can run": math.inf})
+
+
+@dataclass
+class _Course:
+    """A trial on its way: what is known of it and what is awaited.
+
+    `suggestion` is what the sampler waits to hear of, None for settings that it cannot represent.
+    """
+
+    trial: Trial
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    suggestion: optuna.Trial | None = None
+    awaited: set[int] = field(default_factory=set)
+    under_way: bool = False
+    dealt: bool = False
+
+    @property
+    def infeasible(self) -> bool:
+        return any(isinstance(o, Failed) and o.kind == "infeasible" for o in self.outcomes.values())
+
+    def missing(self, end: int) -> list[int]:
+        """The instances before `end` of which nothing is known."""
+        return [instance for instance in range(end) if instance not in self.outcomes]
+
+    def scores(self, name: str, end: int) -> dict[int, float]:
+        """The scores of a name by instance, those before `end` that have one."""
+        return {
+            instance: outcome.scores[name]
+            for instance, outcome in self.outcomes.items()
+            if instance < end and isinstance(outcome, Scored) and name in outcome.scores
+        }
+
+
+class OptunaSampler:
+    """Deals what a sampler suggests; a trial's values are its means over all instances.
+
+    A suggestion that draws the same pixels as an earlier trial is answered with what is known of that and
+    not dealt; one that cannot run is told as a violated constraint. `enqueue` is tried before the sampler
+    is asked; of settings there that are off the lattice the sampler hears nothing. `trials` counts the
+    trials dealt, those of `enqueue` and of earlier sessions included.
+
+    With `racing` a trial is dealt instances in stages (`racing.stages`), later stages before new trials.
+    After a stage, and whenever there is a new leader, it is tested against the leader, the best complete
+    trial that keeps the constraints, on the instances that both have. A loser is dropped, and the sampler
+    is told its paired estimate: the leader's mean plus the mean paired difference. With several objectives
+    nobody leads and nothing is raced.
+
+    An earlier session's unfinished trial stays dropped where it has lost against one that led then, as far
+    as the numbers of the trials tell in which order they led.
     """
 
     def __init__(
@@ -42,132 +92,292 @@ class OptunaSampler:
         space: Space,
         judge: Judge,
         instances: int,
-        objective: str,
+        objectives: Mapping[str, Direction],
         trials: int,
         sampler: BaseSampler,
+        *,
         seed: int = 0,
         past: Sequence[PastTrial] = (),
+        constraints: Sequence[Constraint] = (),
+        enqueue: Sequence[Settings] = (),
+        racing: bool = False,
     ) -> None:
-        self._space, self._judge, self._instances = space, judge, instances
-        self._objective, self._budget = objective, trials
-        self._axes = {name: _Axis(domain) for name, domain in space.axes.items()}
+        self._space, self._judge, self._instances, self._budget = space, judge, instances, trials
+        self._objectives, self._constraints = dict(objectives), tuple(constraints)
+        self._racing = racing and len(self._objectives) == 1
+        self._stages = stages(instances) if self._racing else (instances,)
+        self._axes = {name: Axis(domain) for name, domain in space.axes.items()}
         self._distributions = {name: axis.distribution for name, axis in self._axes.items()}
         self._random = random.Random(seed + len(past))
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._study = optuna.create_study(directions=list(self._objectives.values()), sampler=sampler)
         self._queue: deque[Assignment] = deque()
-        self._open: dict[int, optuna.Trial] = {}
-        self._outcomes: dict[int, dict[int, Outcome]] = {}
+        self._ready: set[int] = set()
+        self._courses: dict[int, _Course] = {}
         self._candidates: dict[str, int] = {}
-        self._values: dict[int, float] = {}
+        self._verdicts: dict[int, _Verdict] = {}
         self._shelved: set[int] = set()
+        self._led: list[int] = []
+        self._tested_against: int | None = None
         self._exhausted = False
         self._next_number = max((trial.number for trial in past), default=-1) + 1
-        for trial in past:
-            self._replay(trial)
+        self._enqueued = deque(enqueue)
+        self._replay(past)
 
     def ask(self, free: int) -> Sequence[Assignment]:
         """Assignments of trials already begun first; new trials while the budget lasts."""
-        while len(self._queue) < free and len(self._candidates) < self._budget and not self._exhausted:
-            self._exhausted = not self._begin()
-        return [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+        while len(self._queue) < free and (self._ready or self._begin()):
+            self._deal_next_stage(min(self._ready, key=self._urgency))
+        dealt = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+        for assignment in dealt:
+            self._courses[assignment.trial.number].dealt = True
+        return dealt
 
     def report(self, reports: Sequence[Report]) -> Sequence[int]:
-        """Tell the sampler of every trial that is decided; drop those with an infeasible instance."""
-        dropped = []
+        """Tell the sampler of every trial that is decided; drop those that are infeasible or have lost."""
         for report in reports:
-            outcomes = self._outcomes[report.trial]
-            outcomes[report.instance] = report.outcome
-            if report.trial in self._open and self._decide(report.trial):
-                dropped.append(report.trial)
-        if self._space.continuous:  # the sampler may look elsewhere now
-            self._exhausted = False
+            course = self._courses[report.trial]
+            course.outcomes[report.instance] = report.outcome
+            course.awaited.discard(report.instance)
+        touched = dict.fromkeys(report.trial for report in reports)
+        dropped = [number for number in touched if self._settle(number)]
+        dropped += self._race(touched)
         if dropped:
             self._queue = deque(a for a in self._queue if a.trial.number not in dropped)
-        return dropped
+        if self._space.continuous:  # the sampler may look elsewhere now
+            self._exhausted = False
+        return [number for number in dropped if self._courses[number].dealt]
+
+    # Beginning
 
     def _begin(self) -> bool:
-        """Put one new trial's assignments on the queue; False where nothing untried is left."""
-        for _ in range(REPEATS_BEFORE_CHANCE):
+        """Make a trial ready to be dealt; False where the budget or the space is exhausted."""
+        if self._exhausted or len(self._candidates) >= self._budget:
+            return False
+        while self._enqueued:
+            settings = self._enqueued.popleft()
+            known = self._judge.candidate(settings) in self._candidates
+            if not known and self._judge.obstacle(settings) is None:
+                self._take_up(self._new(settings), self._suggested(settings))
+                return True
+        fits = isinstance(self._study.sampler, GPSampler)
+        for _ in range(REPEATS_OF_A_MODEL if fits else REPEATS_BEFORE_CHANCE):
             suggestion = self._study.ask(self._distributions)
             settings = {name: axis.value(suggestion.params[name]) for name, axis in self._axes.items()}
             if not self._answer_at_once(suggestion, settings):
-                self._deal(suggestion, settings)
+                self._take_up(self._new(settings), suggestion)
+            if self._ready:
                 return True
         untried = self._untried()
         if untried is None:
+            self._exhausted = True
             return False
-        self._study.enqueue_trial(self._params(untried))
-        self._deal(self._study.ask(self._distributions), untried)
+        self._take_up(self._new(untried), self._suggested(untried))
         return True
 
     def _answer_at_once(self, suggestion: optuna.Trial, settings: Settings) -> bool:
         """Tell a suggestion whose answer is known without a new picture."""
         if self._judge.obstacle(settings) is not None:
-            self._tell_infeasible(suggestion)
+            self._tell(suggestion, _CANNOT_RUN)
             return True
         number = self._candidates.get(self._judge.candidate(settings))
         if number is None:
             return False
         if number in self._shelved:
-            self._shelved.remove(number)
-            self._take_up(suggestion, Trial(number, settings))
-            return True
-        value = self._values.get(number)
-        if value is None:
-            self._study.tell(suggestion, state=TrialState.FAIL)
+            self._courses[number].trial = Trial(number, settings)
+            self._take_up(self._courses[number], suggestion)
         else:
-            self._tell_value(suggestion, value)
+            self._tell(suggestion, self._verdicts.get(number, _Verdict()))
         return True
 
-    def _deal(self, suggestion: optuna.Trial, settings: Settings) -> None:
-        trial = Trial(self._next_number, settings)
+    def _new(self, settings: Settings) -> _Course:
+        course = _Course(Trial(self._next_number, settings))
         self._next_number += 1
-        self._candidates[self._judge.candidate(settings)] = trial.number
-        self._outcomes[trial.number] = {}
-        self._take_up(suggestion, trial)
+        self._candidates[self._judge.candidate(settings)] = course.trial.number
+        self._courses[course.trial.number] = course
+        return course
 
-    def _take_up(self, suggestion: optuna.Trial, trial: Trial) -> None:
-        """Tell a trial's value where its outcomes give one, else queue the instances that it lacks."""
-        self._open[trial.number] = suggestion
-        self._decide(trial.number)
-        if trial.number in self._open:
-            missing = (i for i in range(self._instances) if i not in self._outcomes[trial.number])
-            self._queue.extend(Assignment(trial, instance) for instance in missing)
-
-    def _decide(self, number: int) -> bool:
-        """Tell a trial's value once it has one; True where an infeasible instance ends it early."""
-        outcomes = self._outcomes[number]
-        if any(isinstance(o, Failed) and o.kind == "infeasible" for o in outcomes.values()):
-            self._tell_infeasible(self._open.pop(number))
-            return True
-        if len(outcomes) == self._instances:
-            scores = [o.scores[self._objective] for o in outcomes.values() if isinstance(o, Scored)]
-            suggestion = self._open.pop(number)
-            if len(scores) == self._instances:
-                self._values[number] = math.fsum(scores) / len(scores)
-                self._tell_value(suggestion, self._values[number])
-            else:
-                self._study.tell(suggestion, state=TrialState.FAIL)
-        return False
-
-    def _tell_value(self, suggestion: optuna.Trial, value: float) -> None:
-        suggestion.set_constraint("can run", 0.0)
-        self._study.tell(suggestion, value)
-
-    def _tell_infeasible(self, suggestion: optuna.Trial) -> None:
-        suggestion.set_constraint("can run", 1.0)
-        self._study.tell(suggestion, state=TrialState.PRUNED)
-
-    def _replay(self, past: PastTrial) -> None:
-        """Take up a trial of an earlier session; one that has left the space, only where a twin is suggested."""
-        self._candidates[self._judge.candidate(past.settings)] = past.number
-        self._outcomes[past.number] = {i: o for i, o in past.outcomes.items() if i < self._instances}
+    def _suggested(self, settings: Settings) -> optuna.Trial | None:
+        """Settings as if the sampler had suggested them; None where it cannot represent them."""
         try:
-            self._study.enqueue_trial(self._params(past.settings))
+            self._study.enqueue_trial(self._params(settings))
         except ValueError:
-            self._shelved.add(past.number)
+            return None
+        return self._study.ask(self._distributions)
+
+    def _take_up(self, course: _Course, suggestion: optuna.Trial | None) -> None:
+        """Decide a trial that its outcomes decide already, else make it ready for its next stage."""
+        course.suggestion, course.under_way = suggestion, True
+        self._shelved.discard(course.trial.number)
+        self._settle(course.trial.number)
+
+    # Dealing
+
+    def _deal_next_stage(self, number: int) -> None:
+        self._ready.remove(number)
+        course = self._courses[number]
+        end = next(end for end in self._stages if course.missing(end))
+        course.awaited = set(course.missing(end))
+        self._queue.extend(Assignment(course.trial, instance) for instance in course.missing(end))
+
+    def _urgency(self, number: int) -> tuple[int, float, int]:
+        """Sorts ready trials: in a race the furthest first, so that a leader is soon known, and of those the best.
+
+        Trials of one stage are compared on the same instances.
+        """
+        course = self._courses[number]
+        judged = max((end for end in self._stages if not course.missing(end)), default=0)
+        scores = course.scores(self._objective, judged).values()
+        return -judged, -self._sign * mean([*scores]) if scores else math.inf, number
+
+    # Deciding
+
+    def _settle(self, number: int) -> bool:
+        """Decide a trial whose outcomes decide it, or ready it for its next stage; True where it is infeasible."""
+        course = self._courses[number]
+        if not course.under_way:
+            return False
+        if course.infeasible:
+            self._close(course, _CANNOT_RUN)
+        elif not course.missing(self._instances):
+            self._finish(course)
+        elif not course.awaited:
+            self._ready.add(number)
+        return course.infeasible
+
+    def _finish(self, course: _Course) -> None:
+        """Decide a trial that was judged on every instance: by its means, else by what the pairs tell."""
+        scores = {name: course.scores(name, self._instances) for name in self._score_names}
+        if any(len(each) < self._instances for each in scores.values()):
+            self._close(course, self._estimate(course) if self._has_lost(course) else _Verdict())
             return
-        self._take_up(self._study.ask(self._distributions), Trial(past.number, past.settings))
+        verdict = self._verdict({name: mean([*each.values()]) for name, each in scores.items()})
+        self._close(course, verdict)
+        if self._racing and all(violation <= 0 for violation in verdict.constraints.values()):
+            best = self._verdicts[self._led[-1]].values if self._led else None
+            assert verdict.values is not None
+            if best is None or self._sign * verdict.values[0] > self._sign * best[0]:
+                self._led.append(course.trial.number)
+
+    def _race(self, touched: Iterable[int]) -> list[int]:
+        """Drop the trials that have lost: of those just at the end of a stage, or of all where the leader is new."""
+        if not self._led:
+            return []
+        at_stake = self._ready.intersection(touched)
+        if self._tested_against != self._led[-1]:
+            at_stake = {number for number, course in self._courses.items() if course.under_way}
+        self._tested_against = self._led[-1]
+        lost = [number for number in at_stake if self._has_lost(self._courses[number])]
+        for number in lost:
+            self._close(self._courses[number], self._estimate(self._courses[number]))
+        return sorted(lost)
+
+    def _has_lost(self, course: _Course, leader: int | None = None) -> bool:
+        """Whether a trial has lost against the leader, or another trial that once led."""
+        if leader is None and not self._led:
+            return False
+        leader = self._led[-1] if leader is None else leader
+        gains = self._paired(course, leader, self._objective)
+        return has_lost([self._sign * gain for gain in gains])
+
+    def _paired(self, course: _Course, leader: int, name: str) -> list[float]:
+        """A score's differences trial − leader on the instances that both have."""
+        scores = self._courses[leader].scores(name, self._instances)
+        return [value - scores[i] for i, value in course.scores(name, self._instances).items() if i in scores]
+
+    def _estimate(self, course: _Course) -> _Verdict:
+        """What the pairs tell of a trial's means: the leader's, and the mean difference from them."""
+        leader = self._led[-1]
+        estimates: dict[str, float] = {}
+        for name in self._score_names:
+            leading = self._courses[leader].scores(name, self._instances).values()
+            gains = self._paired(course, leader, name)
+            if not gains:
+                return _Verdict()
+            estimates[name] = mean([*leading]) + mean(gains)
+        return self._verdict(estimates)
+
+    def _verdict(self, means: Mapping[str, float]) -> _Verdict:
+        values = tuple(means[name] for name in self._objectives)
+        return _Verdict(values, {str(c): c.violation(means[c.score]) for c in self._constraints})
+
+    def _close(self, course: _Course, verdict: _Verdict) -> None:
+        number = course.trial.number
+        course.under_way = False
+        self._ready.discard(number)
+        self._verdicts[number] = verdict
+        if course.suggestion is not None:
+            self._tell(course.suggestion, verdict)
+
+    def _tell(self, suggestion: optuna.Trial, verdict: _Verdict) -> None:
+        if isinstance(self._study.sampler, GPSampler):
+            verdict = self._as_a_model_learns(verdict)
+        if not isinstance(self._study.sampler, CmaEsSampler):  # it would warn that it takes none
+            for name, violation in verdict.constraints.items():
+                suggestion.set_constraint(name, violation)
+        if verdict.values is not None:
+            self._study.tell(suggestion, verdict.values)
+        else:
+            self._study.tell(suggestion, state=TrialState.PRUNED if verdict.constraints else TrialState.FAIL)
+
+    def _as_a_model_learns(self, verdict: _Verdict) -> _Verdict:
+        """A verdict for a Gaussian process, which hears of complete trials with equal constraints only.
+
+        It would suggest a cell that cannot run for ever. So such a one has the mean of what was told, which
+        is all that is expected of a cell without a value, and a violated constraint beside it.
+        """
+        told = [each for each in self._verdicts.values() if each.values is not None]
+        if verdict.values is not None:
+            return _Verdict(verdict.values, {"can run": 0.0, **verdict.constraints})
+        if not verdict.constraints or not told:
+            return _Verdict()
+        values = tuple(mean(column) for column in zip(*(each.values or () for each in told), strict=True))
+        kept = {name: mean([each.constraints[name] for each in told]) for name in told[0].constraints}
+        return _Verdict(values, {"can run": 1.0, **kept})
+
+    @property
+    def _objective(self) -> str:
+        return next(iter(self._objectives))
+
+    @property
+    def _sign(self) -> int:
+        """1 where more is better, −1 where less is."""
+        return 1 if self._objectives[self._objective] == "maximize" else -1
+
+    @property
+    def _score_names(self) -> list[str]:
+        """The scores of which a trial needs means."""
+        return list(dict.fromkeys([*self._objectives, *(c.score for c in self._constraints)]))
+
+    # Earlier sessions
+
+    def _replay(self, past: Sequence[PastTrial]) -> None:
+        """Take up the trials of earlier sessions, complete ones first, so that the others can be tested.
+
+        One that has left the space is taken up where it is enqueued or a twin of it is suggested.
+        """
+        for trial in past:
+            self._candidates[self._judge.candidate(trial.settings)] = trial.number
+            outcomes = {i: outcome for i, outcome in trial.outcomes.items() if i < self._instances}
+            self._courses[trial.number] = _Course(Trial(trial.number, trial.settings), outcomes)
+        enqueued = {self._judge.candidate(settings) for settings in self._enqueued}
+        wanted = {self._candidates[candidate] for candidate in enqueued if candidate in self._candidates}
+        sampler = self._study.sampler
+        if isinstance(sampler, GPSampler):  # it would fit a model for each, only to be told the answer
+            self._study.sampler = RandomSampler(seed=0)
+        for course in sorted(self._courses.values(), key=self._has_gaps):
+            suggestion = self._suggested(course.trial.settings)
+            if suggestion is None and course.trial.number not in wanted:
+                self._shelved.add(course.trial.number)
+            else:
+                self._take_up(course, suggestion)
+        self._study.sampler = sampler
+        for number in sorted(self._ready):
+            course = self._courses[number]
+            if any(self._has_lost(course, leader) for leader in self._led):
+                self._close(course, self._estimate(course))
+
+    def _has_gaps(self, course: _Course) -> bool:
+        return any(len(course.scores(n, self._instances)) < self._instances for n in self._score_names)
 
     def _untried(self) -> Settings | None:
         """An untried cell that can run, from a random position of the lattice on; None if none is found."""
@@ -186,58 +396,3 @@ class OptunaSampler:
         if set(settings) != set(self._axes):
             raise ValueError("other axes than the space's")
         return {name: axis.param(settings[name]) for name, axis in self._axes.items()}
-
-
-class _Axis:
-    """A domain as the sampler sees it: a position on a ladder of values, or a number of a range.
-
-    Numbers stand on the ladder in ascending order, whatever their order in the file.
-    """
-
-    distribution: BaseDistribution
-
-    def __init__(self, domain: Domain) -> None:
-        self._domain, self._ladder = domain, list[Value]()
-        if isinstance(domain, IntRange):
-            last = domain.points()[-1]
-            self.distribution = IntDistribution(domain.low, last, log=domain.log, step=domain.step)
-        elif isinstance(domain, FloatRange) and domain.step is None:
-            self.distribution = FloatDistribution(domain.low, domain.high, log=domain.log)
-        elif isinstance(domain, Choices) and not domain.ordered:
-            self._ladder = list(domain.values)
-            self.distribution = CategoricalDistribution(range(len(self._ladder)))
-        else:
-            self._ladder = sorted(domain.points() or (), key=_number)
-            self.distribution = IntDistribution(0, len(self._ladder) - 1)
-        self._positions = {_typed(value): position for position, value in enumerate(self._ladder)}
-
-    def value(self, param: Value) -> Value:
-        """What a sampler's parameter stands for."""
-        if not self._ladder:
-            return param
-        assert isinstance(param, int)
-        return self._ladder[param]
-
-    def param(self, value: Value) -> Value:
-        """The sampler's parameter for a value. Raises ValueError where it is not in the domain."""
-        domain = self._domain
-        if self._ladder:
-            inside = _typed(value) in self._positions
-        elif isinstance(domain, IntRange):
-            inside = type(value) is int and value in domain.points()
-        else:
-            assert isinstance(domain, FloatRange)
-            inside = isinstance(value, int | float) and domain.low <= value <= domain.high
-        if not inside:
-            raise ValueError(f"{value!r} is not in the domain")
-        return self._positions.get(_typed(value), value)
-
-
-def _typed(value: Value) -> tuple[bool, Value]:
-    """A key under which True is not 1, though Python says so, and 7 is 7.0."""
-    return isinstance(value, bool), value
-
-
-def _number(value: Value) -> float:
-    assert isinstance(value, int | float)
-    return value

@@ -1,9 +1,14 @@
 """Small studies over fakes, shared by the tests of this room."""
 
+from collections.abc import Sequence
+
 from search_spaces.domains import Choices
 from search_spaces.models import ModelDescription, ScorerDescription
 from search_spaces.requests import Failed, ImageRequest
 from search_spaces.space import Space
+from search_spaces.strategies import PastTrial
+from search_spaces.strategies.grid import Grid
+from search_spaces.strategies.trials import Trials
 from search_spaces.study import PinnedInput, Study
 from search_spaces.study_file import CometSpec, SearchSpec
 from workers.pipelines.fake import FakePipeline
@@ -49,7 +54,7 @@ def small_study(
                 "negative_prompt": Choices(values=("", "cartoon")),
             }
         ),
-        search=search or SearchSpec(strategy="grid", trials=None, seed=0),
+        search=search or SearchSpec.model_validate({}),
         objective="clip_score",
         comet=CometSpec(workspace=None, project=None, name=None, tags=[], mode="off"),
     )
@@ -73,3 +78,9 @@ def requests_of(study: Study) -> list[ImageRequest]:
             request = study.request(settings, instance)
             found.setdefault(request.image_id, request)
     return list(found.values())
+
+
+def grid(study: Study, past: Sequence[PastTrial] = (), kind: type[Grid] = Grid) -> Grid:
+    """The grid over a study's lattice, without the model's own settings."""
+    trials = Trials(study.judge, study.objective, past)
+    return kind(trials, study.space.lattice(), len(study.instances))

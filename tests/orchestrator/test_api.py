@@ -40,8 +40,8 @@ space:
   negative_prompt: ["", cartoon]
 """
 # 24 cells: at 2 steps strength 0.3 leaves none (6 cells); of the other 18, guidance ≤ 1 has one candidate per
-# (steps, strength) in place of four: 3 × (1 + 2) = 9 candidates.
-CANDIDATES, INSTANCES = 9, 2
+# (steps, strength) in place of four: 3 × (1 + 2) = 9 candidates; and the model's own settings.
+CANDIDATES, INSTANCES = 10, 2
 
 
 def study_file(folder: Path, text: str = STUDY) -> Path:
@@ -79,8 +79,8 @@ def test_the_rows_say_what_was_done(finished: Finished) -> None:
         assert row["status"] == "ok"
         assert row["prompt"] == "a green dragon"
         assert row["scheduler"] == "DDIMScheduler"
-        expected = 4 if row["num_inference_steps"] == 4 else 2
-        assert row["unet_calls"] == row["effective_steps"] == (expected if row["strength"] == 1 else 1)
+        expected = row["num_inference_steps"] if row["strength"] == 1 else 1
+        assert row["unet_calls"] == row["effective_steps"] == expected
         picture = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert picture.size == (row["width"], row["height"]) == (64, 64)
         assert json.loads(picture.text["latentsweep"])["image_id"] == row["image_id"]  # type: ignore[attr-defined]
@@ -126,8 +126,21 @@ def test_an_image_that_is_not_there(finished: Finished) -> None:
 
 
 def test_it_finds_that_guidance_and_strength_make_the_dragon(finished: Finished) -> None:
-    best = max(finished[2].results.trials, key=lambda trial: sum(trial.scores.values()))
+    results = finished[2].results
+    swept = [trial for trial in results.trials if trial.number != results.baseline]
+    best = max(swept, key=lambda trial: sum(trial.scores.values()))
     assert (best.settings["guidance_scale"], best.settings["strength"]) == (5, 1)
+
+
+def test_the_models_own_settings_are_tried_first_as_the_baseline(finished: Finished) -> None:
+    results = finished[2].results
+    assert results.baseline == 0
+    assert results.trials[0].settings == {
+        "num_inference_steps": 20,
+        "guidance_scale": 7.5,
+        "strength": 1.0,
+        "negative_prompt": None,
+    }
 
 
 def test_values_that_left_an_axis_are_not_counted_as_done() -> None:
@@ -160,10 +173,10 @@ def test_the_report_needs_the_catalog_alone(finished: Finished, tmp_path: Path) 
     assert alone.trials == result.results.trials
     assert alone.objective == result.results.objective
     assert {name: set(values) for name, values in alone.axes.items()} == {
-        "num_inference_steps": {2, 4},
-        "guidance_scale": {0.5, 5},
+        "num_inference_steps": {2, 4, 20},
+        "guidance_scale": {0.5, 5, 7.5},
         "strength": {0.3, 1},
-        "negative_prompt": {"", "cartoon"},
+        "negative_prompt": {"", "cartoon", None},
     }
     assert api.write_contact_sheet(alone, str(tmp_path))
 
@@ -233,7 +246,7 @@ def test_more_seeds_and_values_continue_a_study_with_its_numbers_kept(
     assert again.progress.generated == CANDIDATES * 1 + 6 * 3
     old = {trial.number: trial.settings for trial in result.results.trials}
     new = {trial.number: trial.settings for trial in again.results.trials}
-    assert len(new) == 15
+    assert len(new) == 16
     assert old.items() <= new.items()
 
 
@@ -288,7 +301,7 @@ def wait_for_images(root: Path, process: subprocess.Popen[str]) -> None:
 
 
 LONG = STUDY.replace("seeds: 2", "seeds: 6").replace("[2, 4]", "[20, 30]") + "comet: {mode: off}\n"
-LONG_IMAGES = 2 * 2 * 3 * 6
+LONG_IMAGES = (2 * 2 * 3 + 1) * 6  # and the model's own settings
 
 
 def test_ctrl_c_keeps_what_was_made_and_sigkill_loses_nothing_acknowledged(tmp_path: Path) -> None:
@@ -361,7 +374,7 @@ def test_the_frame_shows_a_trials_own_settings_though_a_twin_drew_its_picture(
     text = STUDY.replace("study: dragon", "study: twins").replace("[0.5, 1, 5]", "[0, 5]")
     result = api.run(study_file(tmp_path, text + "comet: {mode: off}\n"), str(tmp_path / "runs"))
     assert result.progress.generated == 0
-    assert set(api.frame("twins", str(tmp_path / "runs"))["guidance_scale"].to_pylist()) == {0, 5}
+    assert set(api.frame("twins", str(tmp_path / "runs"))["guidance_scale"].to_pylist()) == {0, 5, 7.5}
 
 
 def test_a_sampler_is_not_planned_by_the_pictures_of_others(finished: Finished) -> None:

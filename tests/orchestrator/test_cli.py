@@ -243,12 +243,12 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     assert cli.main(["plan", str(path)]) == 0
     out = capsys.readouterr().out
     for words in (
-        "9 trials × 2 instances = 18",
+        "10 trials × 2 instances = 20",
         "served by: the slot engine, over StableDiffusionInpaintPipeline: as many UNet rows as are fastest",
         "unknown before the first longer run",
         "switches guidance off",
         "leaves no effective step (6 cells)",
-        "UNet calls: 42",
+        "UNet calls: 82",
     ):
         assert words in out
     assert not (path.parent / "runs").exists()

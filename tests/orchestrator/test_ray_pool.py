@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import ray
 from orchestrator.pool import Done
 from orchestrator.ray_pool import PoolError, RayPool, ray_session
 from search_spaces.errors import InputError
-from search_spaces.requests import Failed, ImageRequest, Scored
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored
 from tests.orchestrator.studies import fake_worker, requests_of, small_study
 from tests.orchestrator.test_pool_contract import drain
 from workers.worker import Finished, Worker
@@ -55,6 +56,38 @@ def poisoned_worker() -> Worker:
 
 def slow_worker(folder: Path) -> Worker:
     return Slow(fake_worker(), folder)
+
+
+class Named(Poisoned):
+    """Says in which process it drew."""
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
+        finished = self._worker.advance(new, cancelled)
+        here = str(os.getpid())
+        return [replace(item, provenance=replace(item.provenance, device=here)) for item in finished]
+
+
+def named_worker() -> Worker:
+    return Named(fake_worker())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_was_looked_at_goes_on_where_it_is_kept() -> None:
+    pool = RayPool(nullcontext, named_worker, workers=2, batch=4, num_cpus=0.1)
+    pool.submit([replace(request, stop_after=2) for request in REQUESTS])
+    looks = {done.request.image_id: done for done in drain(pool)}
+    assert all(isinstance(done.outcome, Looked) and done.picture is None for done in looks.values())
+    assert len({done.provenance.device for done in looks.values()}) == 2
+    ended: dict[str, Done] = {}
+    for request in REQUESTS:  # few at a time, so that both actors always have room
+        pool.submit([request])
+        while pool.outstanding:
+            ended |= {done.request.image_id: done for done in pool.next_done(0.2)}
+    pool.close()
+    assert ended.keys() == looks.keys()
+    assert all(isinstance(done.outcome, Scored) for done in ended.values())
+    elsewhere = [i for i in ended if ended[i].provenance.device != looks[i].provenance.device]
+    assert not elsewhere, "an idle actor takes another's only while that one is busy"
 
 
 def unloadable() -> Worker:

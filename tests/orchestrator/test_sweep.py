@@ -4,23 +4,27 @@ import contextlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.budget import Spent
 from orchestrator.catalog import Judged
 from orchestrator.catalog.memory import MemoryCatalog
 from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
-from search_spaces.requests import Failed, Scored
+from orchestrator.wiring import make_strategy
+from search_spaces.requests import Failed, Looked, Scored
 from search_spaces.strategies import Report
 from search_spaces.strategies.grid import Grid
 from search_spaces.study import Study
-from tests.orchestrator.studies import fake_worker, requests_of, small_study
+from search_spaces.study_file import BudgetSpec, SearchSpec
+from tests.orchestrator.studies import fake_worker, grid, requests_of, small_study
 from workers.pipelines.fake import FakePipeline
 from workers.scoring.fake import BrightnessScorer
 from workers.worker import Worker
@@ -62,10 +66,11 @@ def run(
 ) -> Progress:
     worker = Worker(pipeline or FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake")
     past = catalog.past()
-    grid = WatchfulGrid(study.space, study.judge, len(study.instances), past)
-    grid.catalog = catalog
+    strategy = grid(study, past, WatchfulGrid)
+    assert isinstance(strategy, WatchfulGrid)
+    strategy.catalog = catalog
     pool = InProcessPool(worker, batch=4)
-    return sweep(study, grid, pool, catalog, NullTracker(), past, **options)  # type: ignore[arg-type]
+    return sweep(study, strategy, pool, catalog, NullTracker(), past, **options)  # type: ignore[arg-type]
 
 
 def pairs(catalog: MemoryCatalog) -> Counter[tuple[int, int]]:
@@ -183,9 +188,9 @@ def test_stopping_takes_what_is_queued_out_of_the_pool() -> None:
 
     study, catalog, pipeline = small_study(seeds=20), MemoryCatalog(), FakePipeline(2)
     worker = Worker(pipeline, {"clip_score": BrightnessScorer()}, "fake")
-    grid = Grid(study.space, study.judge, 20)
+    strategy = grid(study)
     stopping = lambda: len(pipeline.made) >= 4  # noqa: E731
-    sweep(study, grid, Deep(worker, batch=4), catalog, NullTracker(), stopping=stopping)
+    sweep(study, strategy, Deep(worker, batch=4), catalog, NullTracker(), stopping=stopping)
     assert len(pipeline.made) <= 8
 
 
@@ -202,8 +207,8 @@ def test_dropped_trials_leave_the_queue() -> None:
 
     study, catalog, pipeline = small_study(seeds=200), MemoryCatalog(), FakePipeline(2)
     worker = Worker(pipeline, {"clip_score": BrightnessScorer()}, "fake")
-    grid = Fickle(study.space, study.judge, 200)
-    sweep(study, grid, Deep(worker, batch=4), catalog, NullTracker())
+    strategy = grid(study, kind=Fickle)
+    sweep(study, strategy, Deep(worker, batch=4), catalog, NullTracker())
     assert len(pipeline.made) < 600
     assert Counter(j.trial.number for j in catalog.judged)[4] == 200
 
@@ -226,8 +231,8 @@ def test_a_pool_without_room_is_not_the_end_of_the_study() -> None:
             return super().next_done(timeout) if self.asked % 2 == 0 else []
 
     study, catalog = small_study(), MemoryCatalog()
-    grid = Grid(study.space, study.judge, 3)
-    progress = sweep(study, grid, Lagging(fake_worker(4), 4), catalog, NullTracker())
+    strategy = grid(study)
+    progress = sweep(study, strategy, Lagging(fake_worker(4), 4), catalog, NullTracker())
     assert progress.images == 15
 
 
@@ -238,16 +243,16 @@ def test_a_tracker_that_fails_stops_nothing() -> None:
 
     study, catalog = small_study(), MemoryCatalog()
     tracker = Guarded(Broken())
-    grid = Grid(study.space, study.judge, 3)
-    sweep(study, grid, InProcessPool(fake_worker(), 4), catalog, tracker)
+    strategy = grid(study)
+    sweep(study, strategy, InProcessPool(fake_worker(), 4), catalog, tracker)
     assert len(catalog.judged) == 15
     assert tracker.failures > 0
 
 
 def test_the_tracker_hears_of_every_image_and_every_complete_trial() -> None:
     study, catalog, tracker = small_study(), MemoryCatalog(), RecordingTracker()
-    grid = Grid(study.space, study.judge, 3)
-    progress = sweep(study, grid, InProcessPool(fake_worker(), 4), catalog, tracker)
+    strategy = grid(study)
+    progress = sweep(study, strategy, InProcessPool(fake_worker(), 4), catalog, tracker)
     assert Counter((i.trial, i.instance) for i in tracker.told_images) == pairs(catalog)
     assert sorted(trial.number for trial in tracker.told_trials) == list(range(5))
     assert max(trial.mean or 0 for trial in tracker.told_trials) == progress.best_score
@@ -277,8 +282,8 @@ def test_notes_are_told_once() -> None:
 
     study, catalog = small_study(), MemoryCatalog()
     worker = Worker(FakePipeline(), {"clip_score": Noted()}, "fake")
-    grid = Grid(study.space, study.judge, 3)
-    progress = sweep(study, grid, InProcessPool(worker, 4), catalog, NullTracker())
+    strategy = grid(study)
+    progress = sweep(study, strategy, InProcessPool(worker, 4), catalog, NullTracker())
     assert progress.notes == ["the text is long"]
 
 
@@ -290,6 +295,143 @@ def test_order_of_results_does_not_matter() -> None:
             return found
 
     study, catalog = small_study(seeds=5), MemoryCatalog()
-    grid = Grid(study.space, study.judge, 5)
-    sweep(study, grid, Shuffled(fake_worker(4), 16), catalog, NullTracker())
+    strategy = grid(study)
+    sweep(study, strategy, Shuffled(fake_worker(4), 16), catalog, NullTracker())
     assert pairs(catalog) == Counter({(trial, i): 1 for trial in range(5) for i in range(5)})
+
+
+# Looks, validation, budgets
+
+
+def racing(study: Study, catalog: MemoryCatalog, pipeline: FakePipeline | None = None) -> Progress:
+    """A session of a study by the strategy that it names."""
+    worker = Worker(pipeline or FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake")
+    past = catalog.past()
+    pool = InProcessPool(worker, batch=4)
+    return sweep(study, make_strategy(study, past), pool, catalog, NullTracker(), past)
+
+
+def racing_study(seeds: int = 4, **search: object) -> Study:
+    spec = SearchSpec.model_validate({"strategy": "halving", **search})
+    guidance = tuple(1 + number / 4 for number in range(1, 60))
+    return small_study(seeds=seeds, guidance=guidance, search=spec)
+
+
+def test_looks_are_remembered_apart_and_their_pictures_are_not_kept() -> None:
+    study, catalog, pipeline = racing_study(), MemoryCatalog(), FakePipeline(2)
+    progress = racing(study, catalog, pipeline)
+    looked = [j for j in catalog.judged if isinstance(j.outcome, Looked)]
+    assert progress.looks == len(looked) == len(pipeline.looked) > 100
+    assert set(catalog.pictures) == set(pipeline.made)
+    assert len(pipeline.made) == len(set(pipeline.made)) == progress.generated
+    assert len(pipeline.made) < 60 * 2 * 4 / 3
+    # a look at 1 and at 2 of 4 UNet calls, then the whole picture: each call counts once
+    judged: dict[str, list[int]] = {}
+    for j in catalog.judged:
+        calls = j.outcome.after if isinstance(j.outcome, Looked) else 4
+        judged.setdefault(j.request.image_id, []).append(calls)
+    assert progress.unet_calls == sum(max(calls) for calls in judged.values())
+
+
+def test_a_race_that_was_done_is_done() -> None:
+    study, catalog, pipeline = racing_study(validate=3), MemoryCatalog(), FakePipeline(2)
+    first = racing(study, catalog)
+    again = racing(study, catalog, pipeline)
+    assert (pipeline.made, pipeline.looked) == ([], [])
+    assert (again.images, again.best, again.generated) == (first.images, first.best, 0)
+
+
+def test_the_best_and_the_baseline_are_validated_on_fresh_seeds_at_the_end() -> None:
+    study, catalog = racing_study(validate=5), MemoryCatalog()
+    racing(study, catalog)
+    fresh = [j for j in catalog.judged if j.role == "validate"]
+    assert {j.request.seed for j in fresh} == {i.seed for i in study.validation_instances}
+    assert not {j.request.seed for j in fresh} & set(study.seeds)
+    by_trial = Counter(j.trial.number for j in fresh)
+    assert set(by_trial.values()) == {5}
+    assert 0 in by_trial, "the baseline"
+    last_of_search = max(n for n, j in enumerate(catalog.judged) if j.role == "search")
+    assert all(n > last_of_search for n, j in enumerate(catalog.judged) if j.role == "validate")
+    past = {trial.number: trial for trial in catalog.past()}
+    means = {
+        n: sum(o.scores["clip_score"] for o in t.outcomes.values() if isinstance(o, Scored))
+        for n, t in past.items()
+        if len(t.outcomes) == 4
+    }
+    assert max(means, key=lambda n: means[n]) in by_trial
+
+
+def test_a_validation_goes_on_where_it_was_cut_off() -> None:
+    study, catalog = racing_study(validate=5), MemoryCatalog()
+    racing(study, catalog)
+    whole = pairs(catalog)
+    del catalog.judged[-7:]
+    pipeline = FakePipeline(2)
+    racing(study, catalog, pipeline)
+    assert pairs(catalog) == whole
+    assert pipeline.made == [], "the pictures are in the catalog"
+
+
+def spending(
+    budget: dict[str, float], clock: Callable[[], float] | None = None
+) -> tuple[Progress, MemoryCatalog]:
+    spec = SearchSpec.model_validate({})
+    study = small_study(search=spec).model_copy(update={"budget": BudgetSpec.model_validate(budget)})
+    catalog, kept = MemoryCatalog(), list[Spent]()
+    worker = Worker(FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake")
+    options = {"clock": clock} if clock else {}
+    progress = sweep(
+        study,
+        make_strategy(study, ()),
+        InProcessPool(worker, batch=4),
+        catalog,
+        NullTracker(),
+        keep_spent=lambda spent: kept.append(replace(spent)),
+        **options,  # type: ignore[arg-type]
+    )
+    assert kept[-1].images == progress.spent.images == progress.generated
+    return progress, catalog
+
+
+def test_a_budget_of_images_is_kept_to_the_image() -> None:
+    progress, catalog = spending({"images": 7})
+    assert progress.generated == len(catalog.pictures) == 7
+    assert progress.ended_by == "the budget of 7 images is used up"
+
+
+@pytest.mark.parametrize("budget", [{"unet_calls": 20}, {"seconds": 12}])
+def test_other_budgets_end_a_study_when_they_are_used_up(budget: dict[str, float]) -> None:
+    ticks = itertools.count()
+    progress, catalog = spending(budget, lambda: float(next(ticks)))
+    (name,) = budget
+    assert progress.ended_by is not None
+    assert progress.ended_by.startswith("the budget of ")
+    assert 0 < len(catalog.judged) < 18
+    assert getattr(progress.spent, name) >= budget[name]
+
+
+def test_a_budget_that_is_not_reached_changes_nothing() -> None:
+    progress, catalog = spending({"images": 500, "unet_calls": 10**6, "gpu_seconds": 1e6, "seconds": 1e6})
+    assert progress.ended_by is None
+    assert len(catalog.judged) == 18
+
+
+def test_a_budget_that_just_lasts_ended_nothing() -> None:
+    progress, catalog = spending({"images": 18})
+    assert (progress.generated, len(catalog.judged)) == (18, 18)
+    assert progress.ended_by is None
+
+
+def test_what_was_spent_before_counts() -> None:
+    study = small_study().model_copy(update={"budget": BudgetSpec.model_validate({"images": 10})})
+    worker = Worker(FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake")
+    progress = sweep(
+        study,
+        make_strategy(study, ()),
+        InProcessPool(worker, batch=4),
+        MemoryCatalog(),
+        NullTracker(),
+        spent=Spent(images=8),
+    )
+    assert progress.generated == 2
+    assert progress.spent.images == 10

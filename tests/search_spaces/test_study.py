@@ -7,6 +7,7 @@ import search_spaces.study
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Instance, Settings
+from search_spaces.space import survey
 from search_spaces.study import PinnedInput, Study, difference, pin
 from search_spaces.study_file import parse
 from tests.search_spaces.examples import (
@@ -112,6 +113,25 @@ def test_more_seeds_leave_the_numbers_of_instances_alone() -> None:
         ({"settings": "{prompt: a}"}, ["settings.prompt", "belongs to each of 'inputs'"]),
         ({"settings": "{scheduler: DIMScheduler}"}, ["scheduler", "'DIMScheduler'", "did you mean 'DDIMScheduler'?"]),
         ({"space": "{scheduler: [DDIMScheduler, Frob]}"}, ["scheduler", "'Frob'", "known are DDIMScheduler, Euler"]),
+        ({"rest": "exclude: [{eta: 1}]"}, ["exclude[0].eta", "does not sweep eta", "known are guidance_scale"]),
+        ({"rest": "exclude: [{strength: {low: 0, high: 1}}]"},
+         ["no cell of the space can run", "exclude[0] leaves them out"]),
+        ({"space": "{strength: {values: [1], when: {scheduler: EulerDiscreteScheduler}}}"},
+         ["space.strength.when.scheduler", "scheduler is never 'EulerDiscreteScheduler'"]),
+        ({"space": "{strength: {values: [1], when: {schedule: DDIMScheduler}}}"},
+         ["space.strength.when.schedule", "no such setting", "did you mean 'scheduler'?"]),
+        ({"space": "{strength: {values: [1], when: {guidance_scale: 3}}, guidance_scale: [1, 5]}"},
+         ["guidance_scale is never 3.0"]),
+        ({"rest": "search: {strategy: coordinate, order: [strength, eta]}"},
+         ["search.order", "does not sweep eta"]),
+        ({"rest": "search: {strategy: coordinate, order: [strength, strength]}"},
+         ["order: strength is listed twice"]),
+        ({"rest": "search: {enqueue: [{eta: 1}]}"}, ["search.enqueue[0]", "does not sweep eta"]),
+        ({"rest": "search: {enqueue: [{strength: 0}]}"}, ["enqueue[0] cannot run", "leaves no effective step"]),
+        ({"rest": "search: {strategy: halving}",
+          "space": "{guidance_scale: {low: 1, high: 91, step: 0.001}, num_inference_steps: {low: 1, high: 100}}"},
+         ["halving cannot race all of 9,000,100 cells", "search.trials"]),
+        ({"rest": "budget: {images: 1}"}, ["budget.images: 1", "fewer than the 2 instances"]),
         ({"settings": "{width: 63}"}, ["width: 63", "multiple of 8"]),
         ({"space": "{height: [64, 100]}"}, ["height: 100", "multiple of 8"]),
         ({"space": "{width: {low: 64, high: 100, step: 6}}"}, ["width: 70", "multiple of 8"]),
@@ -368,3 +388,51 @@ def test_another_study_is_told_by_its_difference(changes: Mapping[str, Any], sai
     assert told is not None
     assert told.startswith(said)
     assert "\n" not in told
+
+
+# What is tried, and on what
+
+
+def test_a_setting_whose_condition_does_not_hold_is_the_models_own() -> None:
+    pinned = study("{strength: {values: [0.3, 0.5], when: {guidance_scale: 9}}, guidance_scale: [5, 9]}")
+    found = survey(pinned.space, pinned.judge)
+    assert [cell["guidance_scale"] for cell in found.candidates] == [5, 9, 9]
+    request = pinned.request({"strength": 0.3, "guidance_scale": 5.0}, pinned.instances[0])
+    assert request.settings["strength"] == INPAINTING.keywords["strength"] == 1.0
+    (sentence,) = found.inert
+    assert sentence == "strength changes nothing where 'when' does not hold"
+
+
+def test_excluded_cells_are_named_and_not_candidates() -> None:
+    pinned = study(rest="exclude: [{num_inference_steps: 3, strength: [0.5, 0.51]}, {guidance_scale: 1}]")
+    found = survey(pinned.space, pinned.judge)
+    assert found.infeasible == {"exclude[0] leaves them out": 8, "exclude[1] leaves them out": 8}
+    # 30 steps × 3 strengths (0.50 and 0.51 are one) and 3 steps × strength 1, each with two negative prompts
+    assert len(found.candidates) == 2 * 2 + 2
+
+
+def test_the_models_own_settings_are_the_baseline_and_tried_first() -> None:
+    pinned = study(rest="search: {enqueue: [{num_inference_steps: 30, strength: 0.4}]}")
+    assert pinned.baseline == {
+        "num_inference_steps": 20,
+        "guidance_scale": 5.0,
+        "strength": 1.0,
+        "negative_prompt": None,
+    }
+    assert pinned.first == [{**pinned.baseline, "num_inference_steps": 30, "strength": 0.4}, pinned.baseline]
+
+
+def test_a_baseline_that_is_left_out_is_not_tried() -> None:
+    assert study("{strength: [0.5, 1]}", rest="exclude: [{strength: 1}]").first == []
+
+
+def test_validation_has_fresh_seeds_of_its_own() -> None:
+    pinned = study(rest="search: {validate: 5}")
+    seeds = [instance.seed for instance in pinned.validation_instances]
+    assert len(set(seeds)) == 5
+    more = study(rest="search: {validate: 7}", seeds=f"[7, 11, {seeds[2]}]")
+    kept = [instance.seed for instance in more.validation_instances]
+    assert len(set(kept)) == 7
+    assert seeds[2] not in kept
+    assert pinned.instance("validate", 3).seed == seeds[3]
+    assert pinned.instance("search", 1).seed == 11

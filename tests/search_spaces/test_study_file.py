@@ -13,9 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.domains import Choices, Domain, FloatRange, IntRange
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange, contains
 from search_spaces.errors import InputError
 from search_spaces.models import REGISTRY
+from search_spaces.objectives import parse_constraint
 from search_spaces.study_file import KEYWORDS, StudySpec, json_schema, load, parse
 from tests.search_spaces.examples import law
 
@@ -262,9 +263,42 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ("space.negative_prompt", {"low": 1, "high": 3}, ["space.negative_prompt", "takes texts", "list them"]),
         # strategies and the rest of the study
         ("search.strategy", "gird", ["search.strategy: unknown strategy 'gird'", "did you mean 'grid'?"]),
-        ("search.strategy", "annealing", ["unknown strategy 'annealing'", "known are grid, tpe"]),
+        ("search.strategy", "zzz", ["unknown strategy 'zzz'", "known are cmaes, coordinate", "tpe"]),
+        ("search.strategy", 3, ["search.strategy: 3", "is not a text"]),
         ("search", {"strategy": "tpe"}, ["search.trials is missing", "tpe", "such as 40"]),
-        ("search", {"trials": 5}, ["search.trials does not apply to grid", "tpe"]),
+        ("search", {"strategy": "refine"}, ["search.trials is missing", "refine"]),
+        ("search", {"strategy": "optuna.samplers.QMCSampler"}, ["search.trials is missing"]),
+        ("search", {"strategy": "coordinate", "trials": 5}, ["search.trials does not apply to coordinate", "grid"]),
+        ("search", {"rounds": 2}, ["search.rounds does not apply to grid", "coordinate"]),
+        ("search", {"options": {"a": 1}}, ["search.options does not apply to grid", "a sampler"]),
+        ("search", {"early_look": "off"}, ["search.early_look does not apply to grid", "halving"]),
+        ("search", {"strategy": "halving", "keep": 1}, ["search.keep: 1", "must be below 1"]),
+        ("search", {"strategy": "halving", "keep": 0.0}, ["search.keep: 0.0", "must be above 0"]),
+        ("search", {"validate": -1}, ["search.validate: -1", "below 0"]),
+        ("search", {"validat": 1}, ["unknown key 'validat' in search", "did you mean 'validate'?"]),
+        ("search", {"enqueue": [{"strength": 2}]}, ["search.enqueue.strength: 2", "above 1"]),
+        ("search", {"enqueue": [3]}, ["search.enqueue[0]: 3", "is not a mapping"]),
+        ("budget", {"images": 0}, ["budget.images: 0", "below 1"]),
+        ("budget", {"seconds": 0}, ["budget.seconds: 0", "must be above 0"]),
+        ("budget", {"gpu_second": 5}, ["unknown key 'gpu_second' in budget", "did you mean 'gpu_seconds'?"]),
+        ("objectives", [{"clip_score": "maximize"}], ["objectives: one alone", "'objective'"]),
+        ("objectives", [{"clip_score": "maximize"}, {"gpu_second": "minimize"}], ["gpu_second"]),
+        ("objectives", [{"clip_score": "maximise"}], ["maximise", "did you mean 'maximize'"]),
+        ("objectives", [{"clip_score": "maximize"}, {"clip_score": "maximize"}], ["listed twice"]),
+        ("objectives", [{"clip_score": "minimize"}, {"gpu_seconds": "minimize"}], ["clip_score can only be max"]),
+        ("objectives", [{"clip_score": "maximize", "gpu_seconds": "minimize"}], ["objectives[0] names 2 scores"]),
+        ("constraints", ["beauty >= 3"], ["constraints[0]", "unknown score 'beauty'", "clip_score"]),
+        ("constraints", ["gpu_seconds < 3"], ["constraints[0]", "not a bound", "gpu_seconds <= 2.5"]),
+        ("constraints", [3], ["constraints[0]: 3", "not a text"]),
+        ("exclude", [{}], ["exclude[0] is empty"]),
+        ("exclude", [{"strength": [0.5]}, {"strength": {"low": 0.2}}], ["exclude[1].strength: high is missing"]),
+        ("exclude", [{"strength": 3}], ["exclude[0].strength: 3", "above 1"]),
+        ("exclude", [7], ["exclude[0]: 7", "is not a mapping"]),
+        ("space.strength", {"values": []}, ["space.strength", "the list is empty"]),
+        ("space.strength", {"values": [0.5], "low": 0.2}, ["space.strength: unknown key 'low' beside values"]),
+        ("space.strength", {"values": [0.5], "when": {}}, ["space.strength.when: {}", "not a mapping"]),
+        ("space.strength", {"values": [0.5], "when": {"strength": 1}}, ["strength.when", "depend on itself"]),
+        ("space.strength", {"values": [0.5], "when": {"guidance_scale": "x"}}, ["guidance_scale: 'x'", "number"]),
         ("space.guidance_scale", {"low": 1, "high": 3}, ["space.guidance_scale", "grid needs a list", "tpe"]),
         ("space.num_inference_steps", {"low": 1, "high": 3, "log": True}, ["num_inference_steps", "grid needs"]),
         ("objective", "clip_scor", ["objective: unknown objective 'clip_scor'", "did you mean 'clip_score'?"]),
@@ -656,3 +690,55 @@ def test_the_schema_offers_what_is_known() -> None:
 def test_the_document_of_these_tests_is_valid() -> None:
     assert outcome(yaml.safe_dump(document())) is not None
     assert copy.deepcopy(document()) == document()
+
+
+def test_conditions_and_exclusions_are_read_under_their_settings_types() -> None:
+    spec = parse(
+        """
+study: s
+model: toyworld
+inputs: [{prompt: a dragon}]
+space:
+  scheduler: [DDIMScheduler, DPMSolverMultistepScheduler]
+  use_karras_sigmas: {values: [true, false], when: {scheduler: DPMSolverMultistepScheduler}}
+  eta: {low: 0, high: 1, step: 0.5, when: {scheduler: [DDIMScheduler], guidance_scale: 5}}
+exclude:
+  - {scheduler: DDIMScheduler, eta: {low: 0.4, high: 0.6}}
+  - {eta: [1]}
+settings: {guidance_scale: 5}
+""",
+        "study.yaml",
+    )
+    karras, eta = spec.space["use_karras_sigmas"], spec.space["eta"]
+    assert karras.when == {"scheduler": ("DPMSolverMultistepScheduler",)}
+    assert list(karras.points() or ()) == [True, False]
+    assert eta.when == {"scheduler": ("DDIMScheduler",), "guidance_scale": (5.0,)}
+    assert list(eta.points() or ()) == [0.0, 0.5, 1.0]
+    assert spec.exclude[1] == {"eta": Choices(values=(1.0,))}
+    assert contains(spec.exclude[0]["eta"], 0.5)
+    assert not contains(spec.exclude[0]["eta"], 0.7)
+
+
+def test_several_objectives_and_constraints_are_read() -> None:
+    spec = StudySpec.model_validate(
+        {
+            **document(),
+            "objectives": [{"clip_score": "maximize"}, {"gpu_seconds": "minimize"}],
+            "constraints": ["gpu_seconds<=.5", "clip_score >= -1e1"],
+        }
+    )
+    assert spec.objectives[1] == {"gpu_seconds": "minimize"}
+    assert [str(parse_constraint(text)) for text in spec.constraints] == [
+        "gpu_seconds <= 0.5",
+        "clip_score >= -10",
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["halving", "coordinate", "refine"])
+def test_races_have_one_objective(strategy: str) -> None:
+    search = {"strategy": strategy, **({"trials": 9} if strategy == "refine" else {})}
+    both = [{"clip_score": "maximize"}, {"gpu_seconds": "minimize"}]
+    for changes in ({"objectives": both}, {"constraints": ["gpu_seconds <= 1"]}):
+        sentence = refusal(yaml.safe_dump({**document(), "search": search, **changes}))
+        assert f"{strategy} races one objective" in sentence
+        assert "use tpe or grid" in sentence

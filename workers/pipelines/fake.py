@@ -10,7 +10,10 @@ from workers.pipelines import Generated
 
 
 class FakePipeline:
-    """Gives back at most `batch` requests a call, in order; `fails` may refuse a request with a reason."""
+    """Gives back at most `batch` requests a call, in order; `fails` may refuse a request with a reason.
+
+    An early look shows the very picture that the request ends with.
+    """
 
     def __init__(
         self, batch: int = 4, fails: Callable[[ImageRequest], Failed | None] = lambda _: None
@@ -19,17 +22,22 @@ class FakePipeline:
         self._batch = batch
         self._fails = fails
         self.made: list[str] = []
+        self.looked: list[str] = []
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
         """Draw up to `batch` flat pictures."""
         self._queue.extend(new)
         self._queue = deque(request for request in self._queue if request.image_id not in cancelled)
         batch = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
-        self.made += [request.image_id for request in batch]
         return [self._draw(request) for request in batch]
 
     def _draw(self, request: ImageRequest) -> Generated:
         colour = tuple(bytes.fromhex(request.image_id[:6]))
         picture = self._fails(request) or Image.new("RGB", (8, 8), colour)
-        steps = request.settings.get("num_inference_steps")
-        return Generated(request, picture, seconds=0.0, unet_calls=steps if isinstance(steps, int) else None)
+        steps, after = request.settings.get("num_inference_steps"), request.stop_after
+        calls = steps if isinstance(steps, int) else None
+        if after is None or isinstance(picture, Failed) or (calls is not None and after >= calls):
+            self.made.append(request.image_id)
+            return Generated(request, picture, seconds=0.0, unet_calls=calls)
+        self.looked.append(request.image_id)
+        return Generated(request, picture, seconds=0.0, unet_calls=after, after=after)

@@ -50,6 +50,9 @@ DECODED_TOGETHER = 8
 SCHEDULERS = 64
 PATIENCE_SECONDS = 1.0
 
+SET_ASIDE = 128
+"""Requests kept after an early look: of SDXL at 1024² one takes about 1.5 MB."""
+
 COMPILED_BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 """Compiled one by one, each kind and shape once: that takes less long than the UNet as a whole."""
 
@@ -91,7 +94,7 @@ class SlotEngine:
         model: ModelDescription,
         inputs: Inputs,
         rows: int,
-        set_aside: int = 32,
+        set_aside: int = SET_ASIDE,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._pipeline, self._model, self._inputs = pipeline, model, inputs

@@ -3,6 +3,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import scipy.stats
@@ -12,18 +13,19 @@ from hypothesis import strategies as st
 from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.statistics import (
     STEPS,
-    Estimate,
     axes_by_effect,
     axis_effect,
     complete_scores,
     decimals,
-    estimate,
     estimate_text,
-    paired_difference,
+    left_early,
     ranking,
+    shared_difference,
     trial_estimate,
+    validation,
     where_steps_stop_paying,
 )
+from search_spaces.estimates import Estimate, estimate, paired_difference
 from search_spaces.requests import Settings, Value
 
 # multiples of 1/8: sums, differences and shifts of them are exact, so that laws hold to the last bit
@@ -364,3 +366,56 @@ class TestWriting:
         assert estimate_text(Estimate(52.13, 3.24, 4), 1) == "52.1 ± 3.2"
         assert estimate_text(Estimate(0.5, 0.25, 4), 2, signed=True) == "+0.50 ± 0.25"
         assert estimate_text(Estimate(52.13, None, 1), 1) == "52.1"
+
+
+# Who left early, and the validation
+
+
+def partly(number: int, scores: dict[int, float], **more: Any) -> TrialResult:
+    return TrialResult(number, {"guidance_scale": number}, scores, more.pop("failures", {}), {}, **more)
+
+
+LEADER = partly(0, {0: 50.0, 1: 40.0, 2: 45.0, 3: 47.0})
+
+
+def raced(*trials: TrialResult, **more: Any) -> Results:
+    return Results(
+        "s", "clip_score", 4, {"guidance_scale": []}, [LEADER, *trials], lambda _: None, [], [], **more
+    )
+
+
+def test_trials_are_compared_over_the_instances_that_both_have() -> None:
+    gap = shared_difference(LEADER, partly(1, {1: 39.0, 2: 43.0}))
+    assert gap is not None
+    assert (gap.mean, gap.n) == (1.5, 2)
+    assert shared_difference(LEADER, partly(1, {})) is None
+
+
+def test_who_left_for_certain_and_who_for_the_budgets_sake() -> None:
+    found = left_early(
+        raced(
+            partly(1, {0: 20.0, 1: 11.0, 2: 14.0}),  # certainly worse
+            partly(2, {0: 20.0}),  # one instance says nothing for certain
+            partly(3, {0: 51.0, 1: 39.0}),  # may be as good
+            partly(4, {0: 1.0, 1: 1.0}, failures={2: "all black"}),  # failed: it did not leave
+            partly(5, {}),  # was never judged
+            partly(6, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}),  # was judged on all
+        ),
+        LEADER,
+    )
+    assert (found.certain, found.for_budget) == (1, 2)
+
+
+def test_the_validation_compares_with_the_baseline_on_fresh_instances() -> None:
+    best = partly(1, {}, validation={0: 10.0, 1: 12.0, 2: 14.0})
+    half = partly(2, {}, validation={0: 99.0})
+    baseline = partly(3, {}, validation={0: 8.0, 1: 9.0, 2: 13.0})
+    found = validation(raced(best, half, baseline, baseline=3, fresh=3))
+    assert [item.trial.number for item in found] == [1, 3]
+    assert found[0].gain is not None
+    assert (found[0].score.mean, found[0].gain.mean, found[0].gain.n) == (12.0, 2.0, 3)
+    assert found[1].gain is None
+
+
+def test_without_a_validation_there_is_none() -> None:
+    assert validation(raced(partly(1, {}))) == ()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, shorten, value_text
@@ -101,7 +102,7 @@ class TestTable:
         results = study([({"p": text}, [1.0, 2.0])], {"p": [text]}, 2)
         results = replace(results, study=text, objective="clip_score", inert=[text], infeasible=[text])
         printed(results, width=width)
-        assert all(len(line) <= 80 for line in printed(results).splitlines())
+        assert all(cell_len(line) <= 80 for line in printed(results).splitlines())
 
 
 class TestWinner:
@@ -239,3 +240,40 @@ class TestValues:
         assert len(found) <= limit
         assert found[:1] == plain_text(text)[:1]
         assert found[-1:] == plain_text(text)[-1:]
+
+
+class TestRace:
+    def test_baseline_validation_and_who_left_are_said(self) -> None:
+        found = study(
+            [
+                ({"guidance_scale": 5.0}, [50.0, 54.0, 51.0]),
+                ({"guidance_scale": 7.5}, [40.0, 45.0, 42.0]),
+                ({"guidance_scale": 1.0}, [10.0, 15.0]),
+                ({"guidance_scale": 2.0}, [48.0]),
+            ],
+            {"guidance_scale": [1.0, 2.0, 5.0, 7.5]},
+            3,
+        )
+        trials = [replace(found.trials[0], validation={0: 49.0, 1: 51.0}), *found.trials[1:]]
+        trials[1] = replace(trials[1], validation={0: 44.0, 1: 45.0})
+        text = flowing(replace(found, trials=trials, baseline=1, fresh=2))
+        assert (
+            "baseline: the model's own settings, guidance_scale 7.5; best − baseline +9.3 ± 1.4 over 3"
+            in text
+        )
+        assert (
+            "validated: best of the search: 50 ± 13, +6 ± 6 over the baseline, on 2 fresh instances" in text
+        )
+        assert (
+            "validated: baseline: 44.5 ± 6.4, on 2 fresh instances" in text
+            or "validated: baseline: 44 ±" in text
+        )
+        assert (
+            "left early: 1 certainly worse than the best (paired interval below it), 1 for the budget's"
+            in text
+        )
+
+    def test_a_baseline_that_wins_is_said_so(self) -> None:
+        text = flowing(replace(THREE, baseline=0))
+        assert "baseline: the model's own settings," in text
+        assert "are the best" in text

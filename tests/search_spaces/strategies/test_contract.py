@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from search_spaces.domains import Domain, FloatRange, IntRange
 from search_spaces.models import ModelDescription
+from search_spaces.objectives import Direction
 from search_spaces.requests import Failed, Outcome, Scored, Settings
 from search_spaces.space import Judge, Space, survey
 from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
 from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.optuna_sampler import OptunaSampler
+from search_spaces.strategies.racing import has_lost
+from search_spaces.strategies.trials import Trials
 from tests.search_spaces.examples import INPAINTING, SDXL, TEXT_TO_IMAGE, UNKNOWN, space
 
 ALL = 10**6
@@ -359,19 +362,29 @@ class StrategyContract:
 
 class TestGrid(StrategyContract):
     def make(self, case: Case, past: Sequence[PastTrial] = (), trials: int = ALL) -> Strategy:
-        return Grid(case.space, case.judge, case.instances, past)
+        return Grid(Trials(case.judge, "clip_score", past), case.space.lattice(), case.instances)
 
 
 class SamplerContract(StrategyContract):
     counts_trials = True
+    racing = False
 
     def sampler(self, seed: int) -> BaseSampler:
         raise NotImplementedError
 
     def make(self, case: Case, past: Sequence[PastTrial] = (), trials: int = ALL) -> Strategy:
         sampler = self.sampler(len(past))
+        objectives: Mapping[str, Direction] = {"clip_score": "maximize"}
         return OptunaSampler(
-            case.space, case.judge, case.instances, "clip_score", trials, sampler, seed=1, past=past
+            case.space,
+            case.judge,
+            case.instances,
+            objectives,
+            trials,
+            sampler,
+            seed=1,
+            past=past,
+            racing=self.racing,
         )
 
     @schedules
@@ -409,7 +422,168 @@ class TestTpe(SamplerContract):
         return TPESampler(seed=seed)
 
 
+class TestNsga2(SamplerContract):
+    def sampler(self, seed: int) -> BaseSampler:
+        return NSGAIISampler(seed=seed, population_size=4)
+
+
+class TestRacedTpe(SamplerContract):
+    """With so few instances as the contract's cases have, no trial can lose before it is complete."""
+
+    racing = True
+
+    def sampler(self, seed: int) -> BaseSampler:
+        return TPESampler(seed=seed)
+
+    def test_the_rest_of_a_dropped_trial_is_not_dealt(self) -> None:
+        strategy = self.make(Case(space(guidance_scale=[3, 5]), instances=9))
+        first = strategy.ask(2)[0]
+        infeasible = [Report(first.trial.number, i, Failed("infeasible", "NaN")) for i in (0, 1)]
+        assert list(strategy.report(infeasible[:1])) == [first.trial.number]
+        assert list(strategy.report(infeasible[1:])) == []
+        assert {(a.trial.number, a.instance) for a in strategy.ask(100)} == {(1, i) for i in range(4)}
+
+
 class TestRandomSampler(SamplerContract):
+    def sampler(self, seed: int) -> BaseSampler:
+        return RandomSampler(seed=seed)
+
+
+class RaceContract:
+    """What holds of a sampler that races: not every pair is dealt, and it is known why."""
+
+    case = Case(
+        space(
+            guidance_scale=[1, 3, 5, 7, 9],
+            num_inference_steps=[4, 10, 20],
+            negative_prompt=["", "cartoon"],
+        ),
+        instances=16,
+    )
+
+    def sampler(self, seed: int) -> BaseSampler:
+        raise NotImplementedError
+
+    def make(self, past: Sequence[PastTrial] = (), trials: int = ALL) -> Strategy:
+        objectives: Mapping[str, Direction] = {"clip_score": "maximize"}
+        sampler = self.sampler(len(past))
+        case = self.case
+        return OptunaSampler(
+            case.space, case.judge, case.instances, objectives, trials, sampler, past=past, racing=True
+        )
+
+    def judgement(self, settings: Settings, instance: int) -> Outcome:
+        """Guidance and steps matter, and each picture has its luck."""
+        luck = random.Random(json.dumps([sorted(settings.items()), instance])).gauss(0, 4)
+        guidance, steps = settings["guidance_scale"], settings["num_inference_steps"]
+        assert isinstance(guidance, int | float)
+        assert isinstance(steps, int)
+        return Scored({"clip_score": 30 - 2 * abs(guidance - 7) + steps / 5 + 3 * (instance % 4) + luck})
+
+    def assert_fair(self, together: Sequence[PastTrial], dropped: Sequence[int] = ()) -> None:
+        """Every trial is complete or was dropped, or has lost against a complete one on their instances.
+
+        Of one that was dropped, late reports may have changed what the pairs say.
+        """
+        complete = [trial for trial in together if len(trial.outcomes) == self.case.instances]
+        for trial in together:
+            if trial not in complete and trial.number not in dropped:
+                assert any(has_lost(gains(trial, better)) for better in complete), trial.number
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_losers_are_dropped_and_all_others_judged_on_every_instance(self, seed: int) -> None:
+        played = play(self.make(), seed, self.judgement)
+        assert_trials_suit(played, self.case)
+        together = played.past()
+        assert {self.case.judge.candidate(trial.settings) for trial in together} == self.case.candidates
+        whole = [trial for trial in together if len(trial.outcomes) == self.case.instances]
+        assert len(played.dropped) >= len(together) / 2
+        assert {trial.number for trial in together} - {t.number for t in whole} <= set(played.dropped)
+        unheard = set(played.pairs) - {(r.trial, r.instance) for r in played.journal}
+        assert {number for number, _ in unheard} <= set(played.dropped)
+        best = max(whole, key=total)
+        assert best.settings["guidance_scale"] == 7
+
+    @schedules
+    def test_the_budget_of_trials_holds(self, seed: int) -> None:
+        played = play(self.make(trials=5), seed, self.judgement)
+        assert len(played.settings) == 5
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_every_trial_has_the_first_instances_in_order(self, seed: int) -> None:
+        played = play(self.make(), seed, self.judgement)
+        for number in played.settings:
+            dealt = [instance for trial, instance in played.pairs if trial == number]
+            assert dealt == list(range(len(dealt)))
+
+    @schedules
+    def test_a_race_goes_on_from_any_prefix(self, seed: int) -> None:
+        played = play(self.make(), seed, self.judgement)
+        for reports in range(0, len(played.journal), 41):
+            past = played.past(reports)
+            rest = play(self.make(past), seed, self.judgement, past)  # where no pair is dealt twice
+            together = rest.past(before=past)
+            assert {self.case.judge.candidate(t.settings) for t in together} == self.case.candidates
+            self.assert_fair(together, rest.dropped)
+
+    def test_a_race_that_was_over_stays_over(self) -> None:
+        strategy, journal = self.make(), Played()
+        while dealt := strategy.ask(
+            1
+        ):  # one after the other: the order in which trials led is that of their numbers
+            journal.dealt += dealt
+            reports = [
+                Report(a.trial.number, a.instance, self.judgement(a.trial.settings, a.instance))
+                for a in dealt
+            ]
+            strategy.report(reports)
+            journal.journal += reports
+        past = journal.past()
+        assert any(len(trial.outcomes) < self.case.instances for trial in past)
+        assert list(self.make(past).ask(100)) == []
+
+    @schedules
+    def test_what_was_lost_holds_nothing_up(self, seed: int) -> None:
+        def judgement(settings: Settings, instance: int) -> Outcome:
+            gone = settings["num_inference_steps"] == 4 and instance in (1, 9)
+            return Failed("lost", "a machine went away") if gone else self.judgement(settings, instance)
+
+        played = play(self.make(), seed, judgement)
+        assert len(played.settings) == len(self.case.candidates)
+        self.assert_fair(played.past(), played.dropped)
+
+    def test_an_infeasible_trial_leaves_the_race(self) -> None:
+        def judgement(settings: Settings, instance: int) -> Outcome:
+            black = settings["guidance_scale"] == 7 and instance == 2
+            return Failed("infeasible", "all black") if black else self.judgement(settings, instance)
+
+        played = play(self.make(), 0, judgement)
+        bad = {number for number, settings in played.settings.items() if settings["guidance_scale"] == 7}
+        assert bad <= set(played.dropped)
+        whole = {trial.number for trial in played.past() if len(trial.outcomes) == self.case.instances}
+        assert whole | set(played.dropped) == set(played.settings)
+
+
+def gains(trial: PastTrial, other: PastTrial) -> list[float]:
+    """Paired differences on the instances that both were scored on."""
+    mine, theirs = scores(trial), scores(other)
+    return [mine[instance] - theirs[instance] for instance in mine if instance in theirs]
+
+
+def scores(trial: PastTrial) -> dict[int, float]:
+    return {i: o.scores["clip_score"] for i, o in trial.outcomes.items() if isinstance(o, Scored)}
+
+
+def total(trial: PastTrial) -> float:
+    return sum(scores(trial).values())
+
+
+class TestTpeRace(RaceContract):
+    def sampler(self, seed: int) -> BaseSampler:
+        return TPESampler(seed=seed)
+
+
+class TestRandomRace(RaceContract):
     def sampler(self, seed: int) -> BaseSampler:
         return RandomSampler(seed=seed)
 

@@ -2,19 +2,25 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import optuna
 import pytest
+import torch
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
+from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Failed, Outcome, Scored, Settings, Value
 from search_spaces.space import Judge, Space
 from search_spaces.strategies import Assignment, PastTrial, Report
-from search_spaces.strategies.optuna_sampler import REPEATS_BEFORE_CHANCE, OptunaSampler
+from search_spaces.strategies.optuna_sampler import (
+    REPEATS_BEFORE_CHANCE,
+    OptunaSampler,
+)
+from search_spaces.strategies.samplers import make_sampler
 from tests.search_spaces.examples import INPAINTING, TEXT_TO_IMAGE, UNKNOWN, space
 
 ANYTHING_GOES = Judge({}, UNKNOWN)
@@ -26,6 +32,8 @@ class Scripted(BaseSampler):  # type: ignore[misc]  # Optuna is untyped to mypy 
     def __init__(self, *script: Mapping[str, Any]) -> None:
         self.script, self.asked = list(script), 0
         self.heard: list[tuple[dict[str, Any], str, float | None, bool]] = []
+        self.values: list[Sequence[float] | None] = []
+        self.constraints: list[dict[str, float]] = []
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
         return {}
@@ -38,6 +46,8 @@ class Scripted(BaseSampler):  # type: ignore[misc]  # Optuna is untyped to mypy 
         return self.script[min(trial.number, len(self.script) - 1)][name]
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+        self.values.append(values)
+        self.constraints.append(dict(trial.constraints))
         infeasible = any(violation > 0 for violation in trial.constraints.values())
         self.heard.append((dict(trial.params), state.name, values[0] if values else None, infeasible))
 
@@ -50,7 +60,7 @@ def made(
     trials: int = 100,
     past: Sequence[PastTrial] = (),
 ) -> OptunaSampler:
-    return OptunaSampler(axes, judge, instances, "clip_score", trials, sampler, past=past)
+    return OptunaSampler(axes, judge, instances, {"clip_score": "maximize"}, trials, sampler, past=past)
 
 
 def run(strategy: OptunaSampler, score: Callable[[Settings], float], batch: int = 4) -> list[Settings]:
@@ -206,6 +216,466 @@ def test_outcomes_of_instances_that_are_no_more_do_not_count() -> None:
     assert sampler.heard == [({"x": 0}, "COMPLETE", 3.0, False)]
 
 
+# Racing
+
+
+class Race:
+    """A raced study of `sampler`'s script over positions 0…, scored by `table[position][instance]`."""
+
+    def __init__(
+        self,
+        table: Sequence[Sequence[float]],
+        script: Sequence[int] = (),
+        direction: Direction = "maximize",
+        past: Sequence[PastTrial] = (),
+        instances: int = 16,
+        **options: Any,
+    ) -> None:
+        self.table = table
+        script = script or range(len(table))
+        self.sampler = Scripted(*[{"x": position} for position in script])
+        self.strategy = OptunaSampler(
+            space(x=list(range(len(table)))),
+            ANYTHING_GOES,
+            instances,
+            {"clip_score": direction},
+            len(table),
+            self.sampler,
+            past=past,
+            racing=True,
+            **options,
+        )
+
+    def score(self, assignment: Assignment) -> Scored:
+        position = assignment.trial.settings["x"]
+        assert isinstance(position, int)
+        return Scored({"clip_score": self.table[position][assignment.instance]})
+
+    def step(self, free: int) -> tuple[list[tuple[int, int]], list[int]]:
+        """Ask once and report all of it: the pairs dealt, the trials dropped."""
+        dealt = self.strategy.ask(free)
+        reports = [Report(a.trial.number, a.instance, self.score(a)) for a in dealt]
+        return [(a.trial.number, a.instance) for a in dealt], list(self.strategy.report(reports))
+
+    def until_done(self, free: int = 4) -> dict[int, int]:
+        """Play to the end; instances dealt by trial."""
+        dealt: dict[int, int] = {}
+        while pairs := self.step(free)[0]:
+            for number, _ in pairs:
+                dealt[number] = dealt.get(number, 0) + 1
+        return dealt
+
+
+def noisy(level: float, seed: int, instances: int = 16) -> list[float]:
+    """Scores around a level, those of an instance alike in all trials, and no two differences alike."""
+    chance = random.Random(seed)
+    return [level + 3 * (i % 5) + chance.uniform(-0.5, 0.5) for i in range(instances)]
+
+
+def pairs(number: int, instances: Iterable[int]) -> list[tuple[int, int]]:
+    return [(number, instance) for instance in instances]
+
+
+def test_stages_double_and_come_before_new_trials() -> None:
+    race = Race([noisy(10, 0), noisy(20, 1)])
+    assert race.step(4) == (pairs(0, range(4)), [])
+    assert race.step(4) == (pairs(0, range(4, 8)), [])
+    assert race.step(6) == (pairs(0, range(8, 14)), [])
+    assert race.step(4) == (pairs(0, range(14, 16)) + pairs(1, range(2)), [])
+    assert race.until_done() == {1: 14}
+
+
+def test_nobody_is_idle_while_a_stage_is_under_way() -> None:
+    race = Race([noisy(10, 0), noisy(20, 1), noisy(5, 2)])
+    first = race.strategy.ask(9)
+    assert [a.trial.number for a in first] == [0] * 4 + [1] * 4 + [2]
+    # The stage is over with its last outcome, whatever their order, and the next comes before what is new.
+    for assignment in (first[2], first[0], first[3]):
+        race.strategy.report([Report(0, assignment.instance, race.score(assignment))])
+    assert [(a.trial.number, a.instance) for a in race.strategy.ask(2)] == pairs(2, [1, 2])
+    race.strategy.report([Report(0, 1, race.score(first[1]))])
+    assert [(a.trial.number, a.instance) for a in race.strategy.ask(5)] == pairs(2, [3]) + pairs(
+        0, range(4, 8)
+    )
+
+
+def test_the_furthest_trial_and_of_those_the_best_goes_on_first() -> None:
+    race = Race([noisy(10, 0), noisy(30, 1), noisy(20, 2)])
+    race.step(12)
+    assert race.step(4)[0] == pairs(1, range(4, 8))
+    assert race.step(8)[0] == pairs(1, range(8, 16))
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_loser_is_dropped_and_told_as_what_its_pairs_say(direction: Direction) -> None:
+    sign = 1 if direction == "maximize" else -1
+    race = Race([noisy(20 * sign, 0), noisy(15 * sign, 1), noisy(30 * sign, 2)], direction=direction)
+    for free in (4, 4, 8):
+        race.step(free)
+    assert race.step(4) == (pairs(1, range(4)), [1])
+    leader, loser = race.table[0], race.table[1]
+    estimate = statistics.fmean(leader) + statistics.fmean(
+        b - a for a, b in zip(leader[:4], loser[:4], strict=True)
+    )
+    _, state, value, violated = race.sampler.heard[1]
+    assert (state, violated) == ("COMPLETE", False)
+    assert value == pytest.approx(estimate)
+    assert abs(estimate - statistics.fmean(loser)) < 1 < abs(estimate - loser[3])
+    assert race.until_done() == {2: 16}
+
+
+def test_nothing_is_dropped_before_anybody_is_complete() -> None:
+    race = Race([noisy(10, 0), noisy(30, 1)])
+    assert race.step(8)[1] == []
+    assert race.step(4) == (pairs(1, range(4, 8)), [])
+    assert race.step(8) == (pairs(1, range(8, 16)), [0])
+    assert race.step(9) == ([], [])
+
+
+def test_queued_work_of_a_loser_goes() -> None:
+    race = Race([noisy(30, 0), noisy(10, 1), noisy(12, 2)])
+    race.step(4)
+    race.step(4)
+    last = race.strategy.ask(8)
+    race.step(4)  # trial 1, with nobody to lose against yet
+    begun = race.strategy.ask(2)
+    assert [(a.trial.number, a.instance) for a in begun] == pairs(1, [4, 5])
+    dropped = race.strategy.report([Report(0, a.instance, race.score(a)) for a in last])
+    assert dropped == [1]
+    assert race.strategy.report([Report(1, a.instance, race.score(a)) for a in begun]) == []
+    assert [a.trial.number for a in race.strategy.ask(4)] == [2] * 4
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_values_told_later_are_by_the_new_leader_and_earlier_drops_stay(direction: Direction) -> None:
+    sign = 1 if direction == "maximize" else -1
+    levels = enumerate((20, 10, 30, 12))
+    race = Race([noisy(level * sign, seed) for seed, level in levels], direction=direction)
+    assert race.until_done() == {0: 16, 1: 4, 2: 16, 3: 4}
+    told = [value for _, _, value, _ in race.sampler.heard]
+    expected = [statistics.fmean(race.table[0]), None, statistics.fmean(race.table[2]), None]
+    for loser, leader in ((1, 0), (3, 2)):
+        gain = statistics.fmean(race.table[loser][:4]) - statistics.fmean(race.table[leader][:4])
+        expected[loser] = statistics.fmean(race.table[leader]) + gain
+    assert told == pytest.approx(expected)
+
+
+def test_trials_that_are_equal_both_reach_the_end() -> None:
+    table = [noisy(20, 0)] * 3
+    assert Race(table).until_done() == {0: 16, 1: 16, 2: 16}
+
+
+@pytest.mark.parametrize("level", [10.0, 20.0])
+def test_a_lost_instance_holds_nothing_up_and_a_mean_without_it_is_not_told(level: float) -> None:
+    race = Race([noisy(20, 0), noisy(level, 1)])
+    for free in (4, 4, 8):
+        race.step(free)
+    dropped: list[int] = []
+    while dealt := race.strategy.ask(4):
+        outcomes = {a.instance: race.score(a) for a in dealt}
+        reports = [
+            Report(1, i, Failed("lost", "gone") if i == 3 else outcome) for i, outcome in outcomes.items()
+        ]
+        dropped += race.strategy.report(reports)
+    _, state, value, _ = race.sampler.heard[1]
+    if level == 20:
+        assert (state, value, dropped) == ("FAIL", None, [])
+    else:  # three pairs of four are too few: it was dropped after the second stage
+        assert (state, dropped) == ("COMPLETE", [1])
+        shared = [0, 1, 2, 4, 5, 6, 7]
+        gain = statistics.fmean(race.table[1][i] - race.table[0][i] for i in shared)
+        assert value == pytest.approx(statistics.fmean(race.table[0]) + gain)
+
+
+def test_a_trial_judged_to_the_end_with_a_lost_instance_is_told_what_its_pairs_say() -> None:
+    whole = {i: Scored({"clip_score": value}) for i, value in enumerate(noisy(20, 0))}
+    lost: dict[int, Outcome] = {i: Scored({"clip_score": value}) for i, value in enumerate(noisy(10, 1))}
+    lost[7] = Failed("lost", "gone")
+    race = Race([[], [], []], past=[PastTrial(0, {"x": 1}, lost), PastTrial(1, {"x": 0}, whole)])
+    assert [heard[:2] for heard in race.sampler.heard] == [({"x": 0}, "COMPLETE"), ({"x": 1}, "COMPLETE")]
+    assert race.sampler.heard[1][2] == pytest.approx(10, abs=8)
+    assert [a.trial.number for a in race.strategy.ask(4)] == [2] * 4
+
+
+def test_a_twin_of_a_dropped_trial_is_answered_with_its_estimate() -> None:
+    sampler = Scripted({"guidance_scale": 2}, {"guidance_scale": 0}, {"guidance_scale": 1})
+    strategy = OptunaSampler(
+        space(guidance_scale=[0.5, 1, 3]),
+        Judge({}, TEXT_TO_IMAGE),
+        8,
+        {"clip_score": "maximize"},
+        3,
+        sampler,
+        racing=True,
+    )
+    while dealt := strategy.ask(4):
+        strategy.report(
+            scored(dealt, lambda s: 20.0 if s["guidance_scale"] == 3 else 10.0 + random.Random(0).random())
+        )
+    values = [value for _, _, value, _ in sampler.heard]
+    assert values[1] is not None
+    assert values[0] == 20.0 > values[1] == values[2]
+
+
+def test_more_instances_are_raced_again_from_the_best_on() -> None:
+    best = noisy(30, 2, 32)
+    short = Race([noisy(20, 0, 32), noisy(10, 1, 32), best, best])
+    past: dict[int, dict[int, Outcome]] = {}
+    while dealt := short.strategy.ask(4):
+        for a in dealt:
+            past.setdefault(a.trial.number, {})[a.instance] = short.score(a)
+        short.strategy.report([Report(a.trial.number, a.instance, short.score(a)) for a in dealt])
+    assert {number: len(outcomes) for number, outcomes in past.items()} == {0: 16, 1: 4, 2: 16, 3: 16}
+    trials = [PastTrial(number, {"x": number}, outcomes) for number, outcomes in past.items()]
+    long = Race(short.table, past=trials, instances=32)
+    assert long.step(16)[0] == pairs(2, range(16, 32))
+    assert long.until_done() == {3: 16}, "the others lose on what they have already"
+
+
+SEEDS = range(6)
+
+
+def landscape(seed: int) -> dict[tuple[int, int], list[float]]:
+    """64 settings × 16 seeds: effects up to 20 points on a noisy hill, 10 points of deviation over seeds.
+
+    Half of the variance is a seed's own, in all settings alike; the other half is luck.
+    """
+    chance = random.Random(seed)
+    top = chance.uniform(0, 7), chance.uniform(0, 7)
+    cells = [(a, b) for a in range(8) for b in range(8)]
+    height = {cell: -(math.dist(cell, top) ** 2) / 49 + chance.gauss(0, 0.05) for cell in cells}
+    low, high = min(height.values()), max(height.values())
+    half = 10 * math.sqrt(0.5)
+    alike = [chance.gauss(0, half) for _ in range(16)]
+    return {
+        cell: [20 * (height[cell] - low) / (high - low) + each + chance.gauss(0, half) for each in alike]
+        for cell in cells
+    }
+
+
+def searched(seed: int, trials: int, racing: bool) -> tuple[int, float]:
+    """Images that a search by TPE took, and how far its best complete trial is below the best setting."""
+    table = landscape(seed)
+    means = {cell: statistics.fmean(values) for cell, values in table.items()}
+    strategy = OptunaSampler(
+        space(a=list(range(8)), b=list(range(8))),
+        ANYTHING_GOES,
+        16,
+        {"clip_score": "maximize"},
+        trials,
+        TPESampler(seed=seed),
+        racing=racing,
+    )
+    counts: dict[Any, int] = {}
+    while dealt := strategy.ask(4):
+        cells = [(a.trial.settings["a"], a.trial.settings["b"]) for a in dealt]
+        for cell in cells:
+            counts[cell] = counts.get(cell, 0) + 1
+        strategy.report(
+            [
+                Report(a.trial.number, a.instance, Scored({"clip_score": table[cell][a.instance]}))  # type: ignore[index]
+                for a, cell in zip(dealt, cells, strict=True)
+            ]
+        )
+    found = max(means[cell] for cell, count in counts.items() if count == 16)
+    return sum(counts.values()), max(means.values()) - found
+
+
+def test_a_race_finds_as_good_a_setting_with_fewer_images() -> None:
+    raced, whole = ([searched(seed, 40, racing) for seed in SEEDS] for racing in (True, False))
+    assert [images for images, _ in whole] == [640] * len(SEEDS)
+    assert statistics.fmean(images for images, _ in raced) < 0.75 * 640
+    assert statistics.fmean(short for _, short in raced) < 1
+    assert searched(0, 40, True) == raced[0], "the same seed, the same search"
+
+
+# Objectives, constraints and settings to try first
+
+
+def test_several_objectives_are_told_as_means_and_nothing_is_raced() -> None:
+    sampler = Scripted({"x": 0}, {"x": 1})
+    strategy = OptunaSampler(
+        space(x=[1, 2]),
+        ANYTHING_GOES,
+        8,
+        {"clip_score": "maximize", "seconds": "minimize"},
+        2,
+        sampler,
+        racing=True,
+    )
+    dealt = strategy.ask(99)
+    assert len(dealt) == 16
+    outcomes = [
+        Scored({"clip_score": 10.0 * a.trial.number + a.instance, "seconds": 2.0, "other": 9.0})
+        for a in dealt
+    ]
+    reports = [Report(a.trial.number, a.instance, o) for a, o in zip(dealt, outcomes, strict=True)]
+    reports[3] = Report(0, 3, Failed("lost", "gone"))
+    assert strategy.report(reports) == []
+    assert sampler.values == [None, [13.5, 2.0]]
+    assert [heard[1] for heard in sampler.heard] == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize("sampler", [TPESampler(seed=0), NSGAIISampler(seed=0, population_size=8)])
+def test_samplers_search_for_several_objectives_at_once(sampler: BaseSampler) -> None:
+    objectives: Mapping[str, Direction] = {"clip_score": "maximize", "steps": "minimize"}
+    constraint = Constraint("clip_score", ">=", 25)
+    strategy = OptunaSampler(AXES, ANYTHING_GOES, 1, objectives, 60, sampler, constraints=[constraint])
+    tried: list[Settings] = []
+    while dealt := strategy.ask(2):
+        tried += [a.trial.settings for a in dealt]
+        strategy.report(
+            [
+                Report(
+                    a.trial.number,
+                    0,
+                    Scored(
+                        {
+                            "clip_score": quality(a.trial.settings),
+                            "steps": float(str(a.trial.settings["num_inference_steps"])),
+                        }
+                    ),
+                )
+                for a in dealt
+            ]
+        )
+    assert len(tried) == 60
+    kept = [sum(quality(s) >= 25 for s in half) for half in (tried[:30], tried[30:])]
+    assert kept[1] > kept[0], "the constraint is learned"
+
+
+@pytest.mark.parametrize(
+    ("op", "bound", "violation"), [(">=", 3.0, 1.0), ("<=", 3.0, -1.0), (">=", 2.0, 0.0), ("<=", 2.0, 0.0)]
+)
+def test_a_constraint_is_told_by_how_far_a_mean_is_beyond_its_bound(
+    op: Literal[">=", "<="], bound: float, violation: float
+) -> None:
+    sampler = Scripted({"x": 0})
+    constraint = Constraint("sharp", op, bound)
+    strategy = OptunaSampler(
+        space(x=[1]), ANYTHING_GOES, 2, {"clip_score": "maximize"}, 1, sampler, constraints=[constraint]
+    )
+    strategy.ask(2)
+    strategy.report([Report(0, i, Scored({"clip_score": 5.0, "sharp": 1.0 + 2 * i})) for i in range(2)])
+    assert sampler.heard == [({"x": 0}, "COMPLETE", 5.0, violation > 0)]
+    assert sampler.constraints == [{f"sharp {op} {bound:g}": violation}]
+
+
+def test_a_trial_without_a_constraints_score_teaches_nothing() -> None:
+    sampler = Scripted({"x": 0})
+    constraint = Constraint("sharp", ">=", 0)
+    strategy = OptunaSampler(
+        space(x=[1]), ANYTHING_GOES, 1, {"clip_score": "maximize"}, 1, sampler, constraints=[constraint]
+    )
+    strategy.report(scored(strategy.ask(1), lambda _: 1.0))
+    assert sampler.heard == [({"x": 0}, "FAIL", None, False)]
+
+
+def test_a_trial_that_breaks_a_constraint_never_leads() -> None:
+    # The first is the best by far and breaks the bound; the second leads.
+    race = Race([noisy(50, 0), noisy(20, 1), noisy(10, 2)], constraints=[Constraint("clip_score", "<=", 40)])
+    assert race.until_done() == {0: 16, 1: 16, 2: 4}
+    assert [heard[3] for heard in race.sampler.heard] == [True, False, False]
+
+
+def test_settings_to_try_first_are_dealt_first_and_count() -> None:
+    sampler = Scripted({"x": 2})
+    first: list[Settings] = [{"x": 50}, {"x": 3}]
+    strategy = OptunaSampler(
+        space(x=[3, 10, 30]), ANYTHING_GOES, 1, {"clip_score": "maximize"}, 3, sampler, enqueue=first
+    )
+    dealt = strategy.ask(9)
+    assert [a.trial.settings["x"] for a in dealt] == [50, 3, 30]
+    assert [a.trial.number for a in dealt] == [0, 1, 2]
+    strategy.report(scored(dealt, lambda _: 1.0))
+    assert [params for params, *_ in sampler.heard] == [{"x": 0}, {"x": 2}], "50 is nothing to the sampler"
+
+
+def test_settings_to_try_first_that_are_twins_or_cannot_run_are_passed_over() -> None:
+    first: list[Settings] = [{"strength": 0.05}, {"strength": 0.95}, {"strength": 0.92}]
+    strategy = OptunaSampler(
+        space(strength=[0.9, 0.5]),
+        Judge({"num_inference_steps": 10}, INPAINTING),
+        1,
+        {"clip_score": "maximize"},
+        9,
+        RandomSampler(seed=0),
+        enqueue=first,
+    )
+    assert [a.trial.settings["strength"] for a in strategy.ask(9)] == [0.95, 0.5]
+
+
+def test_settings_off_the_lattice_are_gone_on_with_in_a_later_session() -> None:
+    past = [PastTrial(0, {"x": 50}, {1: Scored({"clip_score": 1.0})})]
+    for enqueue, expected in (([{"x": 50}], pairs(0, [0, 2])), ([], [])):
+        strategy = OptunaSampler(
+            space(x=[3, 10]),
+            ANYTHING_GOES,
+            3,
+            {"clip_score": "maximize"},
+            1,
+            RandomSampler(seed=0),
+            past=past,
+            enqueue=enqueue,
+        )
+        assert [(a.trial.number, a.instance) for a in strategy.ask(9)] == expected
+
+
+def test_settings_off_the_lattice_can_lead() -> None:
+    enqueue: list[Settings] = [{"x": -1}]  # the table's last row, which the axis does not list
+    race = Race([noisy(10, 0), noisy(30, 1)], enqueue=enqueue)
+    assert race.until_done() == {0: 16, 1: 4}
+    assert [params for params, *_ in race.sampler.heard] == [{"x": 0}]
+
+
+class ScriptedProcess(Scripted, GPSampler):  # type: ignore[misc]
+    """To the strategy a Gaussian process, which hears of complete trials only."""
+
+    def before_trial(self, study: Any, trial: Any) -> None:
+        pass
+
+
+def test_a_gaussian_process_hears_of_cells_that_cannot_run() -> None:
+    script = [0.1, 0.9, 0.2, 0.5]
+    axis = sorted(script)
+    sampler = ScriptedProcess(*[{"strength": axis.index(value)} for value in script])
+    strategy = OptunaSampler(
+        space(strength=axis),
+        Judge({"num_inference_steps": 4}, INPAINTING),
+        1,
+        {"clip_score": "maximize"},
+        9,
+        sampler,
+        constraints=[Constraint("clip_score", "<=", 5)],
+    )
+    strategy.report(scored(strategy.ask(1), lambda _: 8.0))
+    strategy.report(scored(strategy.ask(1), lambda _: 2.0))
+    # Nothing was known yet at 0.1; 0.2 has what is expected of a cell without a value.
+    assert [heard[1:] for heard in sampler.heard] == [
+        ("FAIL", None, False),
+        ("COMPLETE", 8.0, True),
+        ("COMPLETE", 8.0, True),
+        ("COMPLETE", 2.0, False),
+    ]
+    assert sampler.constraints[1:] == [
+        {"can run": 0.0, "clip_score <= 5": 3.0},
+        {"can run": 1.0, "clip_score <= 5": 3.0},
+        {"can run": 0.0, "clip_score <= 5": -3.0},
+    ]
+
+
+def test_a_gaussian_process_searches() -> None:
+    axes = space(strength=[0.1, 0.2, 0.3, 0.5, 0.7, 0.9], negative_prompt=["", "cartoon"])
+    judge = Judge({"num_inference_steps": 4}, INPAINTING)
+    sampler = make_sampler("gp", {"n_startup_trials": 3}, 1, axes, 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, matrices as small as these take longer
+    tried = run(made(axes, sampler, judge, trials=6), lambda s: 10.0 * bool(s["negative_prompt"]), batch=1)
+    torch.set_num_threads(threads)
+    assert len(tried) == 6
+    assert all(judge.obstacle(settings) is None for settings in tried)
+
+
 # Ending
 
 
@@ -287,7 +757,7 @@ def quality(settings: Settings) -> float:
 def test_tpe_concentrates_near_the_optimum_and_chance_does_not(axes: Space) -> None:
     def later(sampler: BaseSampler, seed: int) -> tuple[float, float]:
         chance = random.Random(seed)
-        strategy = OptunaSampler(axes, ANYTHING_GOES, 1, "clip_score", 50, sampler, seed)
+        strategy = OptunaSampler(axes, ANYTHING_GOES, 1, {"clip_score": "maximize"}, 50, sampler, seed=seed)
         values = [quality(s) for s in run(strategy, lambda s: quality(s) + chance.gauss(0, 0.2))]
         assert len(values) == 50
         return statistics.mean(values[25:]), max(values)

@@ -1,0 +1,64 @@
+"""The study file that looks closer around a study's best: "our best is between 10 and 20, so look closer there"."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.report.results import Results
+from orchestrator.report.statistics import ranking
+from search_spaces.domains import Domain
+from search_spaces.errors import InputError
+from search_spaces.requests import Value
+from search_spaces.strategies.staged import between
+from search_spaces.study import Study
+
+
+def closer_study(study: Study, text: str, results: Results, inputs: Path, folder: Path) -> str:
+    """The text of a study file, to be kept in `folder`, whose space lies around the best of `results`.
+
+    `text` is the study's own file, `inputs` the folder of its pinned input images. Raises InputError where there
+    is no best yet, or nothing between it and its neighbours.
+    """
+    document: dict[str, Any] = yaml.safe_load(text)
+    space = closer_space(results, study.space.axes)
+    if all(len(values) == 1 for values in space.values()):
+        raise InputError(f"study {study.name}: nothing lies between the best settings and their neighbours")
+    document["study"] = f"{study.name}-closer"
+    for item, pinned in zip(document["inputs"], study.inputs, strict=True):
+        for key, name in (("image", pinned.image), ("mask", pinned.mask)):
+            if name is not None:
+                item[key] = os.path.relpath(inputs / f"{name}.png", folder)
+    document["space"] = {name: values for name, values in space.items() if len(values) > 1}
+    fixed = {name: values[0] for name, values in space.items() if len(values) == 1}
+    document["settings"] = {**document.get("settings", {}), **fixed}
+    document["search"] = {"strategy": "halving", "validate": document.get("search", {}).get("validate", 0)}
+    document.pop("exclude", None)
+    return f"# Closer around the best of {study.name}.\n" + yaml.safe_dump(
+        document, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def closer_space(results: Results, axes: Mapping[str, Domain]) -> dict[str, list[Value]]:
+    """For every axis the best's value; of a number, those halfway to its tried neighbours too; of a text, the ties'.
+
+    Raises InputError where no trial was judged on all instances.
+    """
+    ranked = ranking(results)
+    if not ranked:
+        raise InputError(f"study {results.study} has no best settings yet; let it run on")
+    best, ties = ranked[0].trial.settings, [entry.trial.settings for entry in ranked if entry.tied]
+    space: dict[str, list[Value]] = {}
+    for name, domain in axes.items():
+        here = best[name]
+        if isinstance(here, int | float) and not isinstance(here, bool):
+            tried = [value for value in results.axes[name] if isinstance(value, int | float)]
+            lower = max((value for value in tried if value < here), default=here)
+            upper = min((value for value in tried if value > here), default=here)
+            values = [between(domain, here, lower), here, between(domain, here, upper)]
+            space[name] = [value for value in values if value is not None]
+        else:
+            space[name] = list(dict.fromkeys([here, *(settings[name] for settings in ties)]))
+    return space

@@ -1,0 +1,369 @@
+"""Sequential halving over paired instances: a few instances for all, the worse leave, the rest get more.
+
+After Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits" (ICML 2013), with settings as
+arms and the study's instances, the same for all, as draws. The first rung may lie inside the trajectory: then
+the picture that a model predicts early on is judged, and only the settings that look well there are drawn out.
+"""
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from search_spaces.requests import Settings, Trial
+from search_spaces.strategies import Assignment, Report
+from search_spaces.strategies.trials import Trials
+
+KEEP = 1 / 3
+"""Share of the settings that a rung leaves in the race."""
+
+FINALISTS = 3
+"""Settings that a race leaves at least, each then judged on all instances."""
+
+LOOK_SHARES = (1 / 8, 1 / 4, 1 / 2)
+"""Shares of the UNet calls after which a pilot looks, and the race then may."""
+
+PILOTS = 16
+"""Settings of a pilot, drawn at random."""
+
+WORTH_A_PILOT = 3 * PILOTS
+"""Settings below which looks save less than their pilot costs."""
+
+LOOKS_TELL = 0.8
+"""Correlation of looks with final scores, over the pilot's settings on one instance, from which looks are used."""
+
+LOOKS_KEEP = 0.5
+"""Share of the settings that a rung of looks leaves in the race at least: one look tells less than a picture."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Looks after a `share` of the UNet calls, and the line from their scores to final ones."""
+
+    share: float
+    intercept: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Every setting still in the race is judged on instances 0 … `instances` - 1, by looks or by pictures."""
+
+    instances: int
+    forecast: Forecast | None = None
+
+
+def rungs(entrants: int, instances: int, keep: float) -> list[Rung]:
+    """Rungs of doubling numbers of instances that end with all: as many as bring the entrants to the finalists."""
+    sizes = [instances]
+    needed = math.ceil(math.log(max(1.0, entrants / FINALISTS)) / -math.log(keep) - 1e-9)
+    size = 1 << max(0, (instances - 1).bit_length() - 1)
+    while size >= 1 and len(sizes) <= needed and size < instances:
+        sizes.append(size)
+        size //= 2
+    return [Rung(size) for size in reversed(sizes)]
+
+
+def survivors(entrants: int, keep: float) -> int:
+    """How many of a rung's settings stay in the race."""
+    return max(FINALISTS, math.ceil(entrants * keep - 1e-9))
+
+
+def pictures(entrants: int, instances: int, keep: float = KEEP) -> int:
+    """Pictures that a race without early looks takes."""
+    drawn = before = 0
+    for rung in rungs(entrants, instances, keep):
+        drawn += entrants * (rung.instances - before)
+        before, entrants = rung.instances, min(entrants, survivors(entrants, keep))
+    return drawn
+
+
+class Race:
+    """One race over some trials: deals instance by instance, and cuts when a rung is decided.
+
+    `steps` gives a trial's UNet calls, None where they are not known: then it is never looked at. Decisions
+    rest on outcomes alone, so a race that is begun again with the same outcomes takes the same course.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        entrants: Sequence[Trial],
+        rungs: Sequence[Rung],
+        keep: float,
+        steps: Callable[[Settings], int | None] = lambda _: None,
+    ) -> None:
+        self._trials, self._rungs, self._keep, self._steps = trials, list(rungs), keep, steps
+        self.entrants = list(entrants)
+        self._dealt: set[tuple[int, int, int | None]] = set()
+        self._queue: deque[Assignment] = deque()
+        self._pending: set[tuple[int, int]] = set()
+        self._place = -1
+        self._advance()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be learnt."""
+        return self._place >= len(self._rungs)
+
+    def ask(self, free: int) -> list[Assignment]:
+        """Assignments of this rung, then of the next one for those that are likely to reach it."""
+        dealt: list[Assignment] = []
+        while self._queue and len(dealt) < free:
+            dealt.append(self._queue.popleft())
+        if len(dealt) < free and self._pending:
+            dealt += self._ahead(free - len(dealt))
+        self._dealt |= {_key(assignment) for assignment in dealt}
+        return dealt
+
+    def report(self, pairs: Iterable[tuple[int, int]], infeasible: Collection[int] = ()) -> list[int]:
+        """Heed pairs whose outcomes the trials now know; the trials that leave the race by them.
+
+        `infeasible` are those that have turned out so by these outcomes.
+        """
+        for number, instance in pairs:
+            if (number, instance) in self._pending and self._has(number, instance, self._rungs[self._place]):
+                self._pending.discard((number, instance))
+        if infeasible:
+            self._pending = {pair for pair in self._pending if pair[0] not in infeasible}
+            self._queue = deque(a for a in self._queue if a.trial.number not in infeasible)
+        return self._advance()
+
+    def _advance(self) -> list[int]:
+        """Go from rung to rung as long as nothing is pending; the trials that leave."""
+        gone: list[int] = []
+        while not self.over and not self._pending:
+            if self._place >= 0:
+                gone += self._cut(self._rungs[self._place])
+            self._place += 1
+            if not self.over:
+                self._begin(self._rungs[self._place])
+        return gone
+
+    def _begin(self, rung: Rung) -> None:
+        alive = [trial for trial in self.entrants if trial.number not in self._trials.infeasible]
+        wanted = [
+            (trial, instance)
+            for instance in range(rung.instances)
+            for trial in alive
+            if not self._has(trial.number, instance, rung, trial)
+        ]
+        self._by_number = {trial.number: trial for trial in self.entrants}
+        self._pending = {(trial.number, instance) for trial, instance in wanted}
+        assignments = (self._assignment(trial, instance, rung) for trial, instance in wanted)
+        self._queue = deque(a for a in assignments if _key(a) not in self._dealt)
+
+    def _cut(self, rung: Rung) -> list[int]:
+        """Leave the best in the race, and those that machines lost on all instances; the trials that go."""
+        if self._place == len(self._rungs) - 1:
+            return []
+        best, infeasible = self._standing(rung), self._trials.infeasible
+        known = {trial.number for trial in best} | infeasible
+        stay = {trial.number for trial in best[: self._survivors(len(best), rung)]}
+        stay |= {trial.number for trial in self.entrants if trial.number not in known}
+        gone = [t.number for t in self.entrants if t.number not in stay and t.number not in infeasible]
+        self.entrants = [trial for trial in self.entrants if trial.number in stay]
+        return gone
+
+    def _survivors(self, entrants: int, rung: Rung) -> int:
+        return survivors(entrants, max(self._keep, LOOKS_KEEP) if rung.forecast else self._keep)
+
+    def _standing(self, rung: Rung) -> list[Trial]:
+        """The trials that have a value on this rung, best first; equals by number."""
+        values = self._values(rung)
+        return sorted(
+            (trial for trial in self.entrants if trial.number in values),
+            key=lambda trial: (-values[trial.number], trial.number),
+        )
+
+    def _values(self, rung: Rung) -> dict[int, float]:
+        """Each trial's mean difference from what its instances gave to all, so that a lost one costs nothing."""
+        rows = {
+            trial.number: {
+                instance: value
+                for instance in range(rung.instances)
+                if (value := self._value(trial, instance, rung)) is not None
+            }
+            for trial in self.entrants
+            if trial.number not in self._trials.infeasible
+        }
+        columns: dict[int, list[float]] = {}
+        for row in rows.values():
+            for instance, value in row.items():
+                columns.setdefault(instance, []).append(value)
+        levels = {instance: math.fsum(column) / len(column) for instance, column in columns.items()}
+        return {
+            number: math.fsum(value - levels[instance] for instance, value in row.items()) / len(row)
+            for number, row in rows.items()
+            if row
+        }
+
+    def _value(self, trial: Trial, instance: int, rung: Rung) -> float | None:
+        """What a look lets expect of the final score, or that score itself.
+
+        The look goes first where there is one, so that a later score does not change an earlier cut.
+        """
+        score = self._trials.score(trial.number, instance)
+        if rung.forecast is None:
+            return score
+        after = look_after(self._steps(trial.settings), rung.forecast.share)
+        look = None if after is None else self._trials.look(trial.number, instance, after)
+        return score if look is None else rung.forecast.intercept + rung.forecast.slope * look
+
+    def _has(self, number: int, instance: int, rung: Rung, trial: Trial | None = None) -> bool:
+        """Whether a rung knows enough of a pair."""
+        if self._trials.settled(number, instance):
+            return True
+        trial = trial or self._by_number[number]
+        return rung.forecast is not None and self._value(trial, instance, rung) is not None
+
+    def _assignment(self, trial: Trial, instance: int, rung: Rung) -> Assignment:
+        after = look_after(self._steps(trial.settings), rung.forecast.share) if rung.forecast else None
+        return Assignment(trial, instance, after)
+
+    def _ahead(self, free: int) -> list[Assignment]:
+        """Work of the next rung for its likely entrants: the better half of as many as it will have."""
+        if self._place + 1 >= len(self._rungs):
+            return []
+        rung, following = self._rungs[self._place], self._rungs[self._place + 1]
+        waiting = {number for number, _ in self._pending}
+        survivors = self._survivors(len(self.entrants), rung)
+        likely = [
+            trial for trial in self._standing(rung)[: math.ceil(survivors / 2)] if trial.number not in waiting
+        ]
+        pairs = ((trial, instance) for instance in range(following.instances) for trial in likely)
+        ahead: list[Assignment] = []
+        for trial, instance in pairs:
+            if len(ahead) == free:
+                break
+            assignment = self._assignment(trial, instance, following)
+            if (
+                not self._has(trial.number, instance, following, trial)
+                and _key(assignment) not in self._dealt
+            ):
+                ahead.append(assignment)
+        return ahead
+
+
+class Halving:
+    """Races some trials over the instances.
+
+    With `early_look`, a random pilot is drawn first with looks on its way; where these tell enough of the final
+    scores, the race begins with looks.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        entrants: Sequence[Trial],
+        instances: int,
+        keep: float = KEEP,
+        steps: Callable[[Settings], int | None] = lambda _: None,
+        early_look: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._trials, self._instances, self._keep, self._steps = trials, instances, keep, steps
+        self._entrants = list(entrants)
+        self._race: Race | None = None
+        self._pilot = self._chosen(seed) if early_look else []
+        self._dealt: set[tuple[int, int, int | None]] = set()
+        self._gone = set(trials.infeasible)
+        self._begin_race_when_piloted()
+
+    @property
+    def race(self) -> Race | None:
+        """The race itself; None while the pilot goes on."""
+        return self._race
+
+    def ask(self, free: int) -> Sequence[Assignment]:
+        """The pilot's next looks, then the race's assignments."""
+        if free <= 0:
+            return []
+        if self._race is not None:
+            return self._race.ask(free)
+        wanted = [Assignment(trial, 0, after) for trial in self._pilot for after in self._next_look(trial)]
+        dealt = [assignment for assignment in wanted if _key(assignment) not in self._dealt][:free]
+        self._dealt |= {_key(assignment) for assignment in dealt}
+        return dealt
+
+    def report(self, reports: Sequence[Report]) -> Sequence[int]:
+        """Drop what has turned out infeasible, and what a decided rung leaves behind."""
+        infeasible = set(self._trials.take(reports))
+        self._begin_race_when_piloted()
+        gone = infeasible
+        if self._race is not None:
+            pairs = ((report.trial, report.instance) for report in reports)
+            gone = infeasible | set(self._race.report(pairs, infeasible))
+        gone -= self._gone
+        self._gone |= gone
+        return sorted(gone)
+
+    def _chosen(self, seed: int) -> list[Trial]:
+        able = [trial for trial in self._entrants if look_after(self._steps(trial.settings), LOOK_SHARES[-1])]
+        if len(self._entrants) < WORTH_A_PILOT or len(able) < PILOTS:
+            return []
+        return random.Random(seed).sample(able, PILOTS)
+
+    def _next_look(self, trial: Trial) -> list[int | None]:
+        """After how many UNet calls a pilot stops next, None at its end; nothing where that is done."""
+        if self._trials.settled(trial.number, 0):
+            return []
+        missing = [after for after in self._looks(trial) if self._trials.look(trial.number, 0, after) is None]
+        return [missing[0] if missing else None]
+
+    def _looks(self, trial: Trial) -> list[int]:
+        steps = self._steps(trial.settings)
+        return sorted({after for share in LOOK_SHARES if (after := look_after(steps, share)) is not None})
+
+    def _begin_race_when_piloted(self) -> None:
+        if self._race is not None or not all(self._trials.settled(t.number, 0) for t in self._pilot):
+            return
+        self._pilot = [trial for trial in self._pilot if self._trials.score(trial.number, 0) is not None]
+        forecast = next(filter(None, map(self._forecast, LOOK_SHARES)), None)
+        course = rungs(len(self._entrants), self._instances, self._keep)
+        if forecast is not None:
+            course = [Rung(1, forecast), *course]
+        self._race = Race(self._trials, self._entrants, course, self._keep, self._steps)
+
+    def _forecast(self, share: float) -> Forecast | None:
+        """The line through the pilot's looks at a share of the calls; None where they do not tell."""
+        pairs = []
+        for trial in self._pilot:
+            after = look_after(self._steps(trial.settings), share)
+            look = None if after is None else self._trials.look(trial.number, 0, after)
+            score = self._trials.score(trial.number, 0)
+            if look is not None and score is not None:
+                pairs.append((look, score))
+        if len(pairs) < PILOTS // 2:
+            return None
+        intercept, slope, correlation = line(pairs)
+        return Forecast(share, intercept, slope) if correlation >= LOOKS_TELL else None
+
+
+def look_after(steps: int | None, share: float) -> int | None:
+    """The UNet calls after which to look at a share of them; None where a look would come at the end."""
+    if steps is None:
+        return None
+    after = max(1, round(share * steps))
+    return after if after < steps else None
+
+
+def line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """The least-squares line y = intercept + slope·x through two points or more, and Pearson's correlation.
+
+    Where x or y does not vary, slope and correlation are 0.
+    """
+    count = len(pairs)
+    mean_x, mean_y = math.fsum(x for x, _ in pairs) / count, math.fsum(y for _, y in pairs) / count
+    xx = math.fsum((x - mean_x) ** 2 for x, _ in pairs)
+    yy = math.fsum((y - mean_y) ** 2 for _, y in pairs)
+    xy = math.fsum((x - mean_x) * (y - mean_y) for x, y in pairs)
+    if xx <= 0 or yy <= 0:
+        return mean_y, 0.0, 0.0
+    slope = xy / xx
+    return mean_y - slope * mean_x, slope, xy / math.sqrt(xx * yy)
+
+
+def _key(assignment: Assignment) -> tuple[int, int, int | None]:
+    return assignment.trial.number, assignment.instance, assignment.stop_after

@@ -1,0 +1,267 @@
+"""Optuna's samplers by name, and a search space as they see it."""
+
+import importlib
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Mapping
+from types import NoneType
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    BruteForceSampler,
+    CmaEsSampler,
+    GPSampler,
+    GridSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import TrialState
+
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange
+from search_spaces.errors import InputError, did_you_mean, shown
+from search_spaces.requests import Value
+from search_spaces.space import Space
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SAMPLERS: Mapping[str, type[BaseSampler]] = {
+    "tpe": TPESampler,
+    "random": RandomSampler,
+    "gp": GPSampler,
+    "cmaes": CmaEsSampler,
+    "nsga2": NSGAIISampler,
+    "nsga3": NSGAIIISampler,
+    "qmc": QMCSampler,
+}
+"""Samplers by the name that a study file gives them."""
+
+PACKAGES: Mapping[type[BaseSampler], tuple[str, ...]] = {
+    CmaEsSampler: ("cmaes",),
+    GPSampler: ("torch", "scipy"),
+    QMCSampler: ("scipy",),
+}
+"""What a sampler imports only when it first suggests something."""
+
+PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "None": (NoneType,),
+}
+"""Types of options that a study file can write, by their name in a signature."""
+
+
+def make_sampler(
+    name: str,
+    options: Mapping[str, object],
+    seed: int,
+    space: Space,
+    objectives: int,
+    constrained: bool = False,
+) -> BaseSampler:
+    """The sampler of a name in SAMPLERS, or of a class path such as `my_package.MySampler`.
+
+    `options` are its constructor's keywords; `seed` is given where it takes one. It is tried on the space
+    before it is handed out, so that what it cannot do is found before the first image. Raises InputError
+    for an unknown name, class or option, a missing package, and a space, a number of objectives or
+    constraints that it cannot take.
+    """
+    sampler_class = _sampler_class(name)
+    _check_space(name, sampler_class, space, objectives, constrained)
+    for package in next((PACKAGES[known] for known in PACKAGES if issubclass(sampler_class, known)), ()):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"search.strategy: {name} needs the package {package}; install it with: pip install {package}"
+            )
+    keywords = inspect.signature(sampler_class).parameters
+    _check_options(name, options, keywords)
+    seeded = {**options, "seed": seed} if "seed" in keywords else dict(options)
+    _try(name, _construct(name, sampler_class, seeded), space, objectives)
+    return _construct(name, sampler_class, seeded)
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The space as a sampler sees it, by axis."""
+    return {name: Axis(domain).distribution for name, domain in space.axes.items()}
+
+
+def _sampler_class(name: str) -> type[BaseSampler]:
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    module, _, attribute = name.rpartition(".")
+    if name in ("bruteforce", "grid"):
+        found: object = BruteForceSampler
+    elif module:
+        found = _imported(name, module, attribute)
+    else:
+        raise InputError(
+            f"search.strategy: there is no sampler {shown(name)}{did_you_mean(name, SAMPLERS)}; "
+            "one of your own is named by its class path, such as my_package.MySampler"
+        )
+    if not (isinstance(found, type) and issubclass(found, BaseSampler)):
+        raise InputError(f"search.strategy: {name} is no class of optuna.samplers.BaseSampler")
+    if issubclass(found, BruteForceSampler | GridSampler):
+        raise InputError(f"search.strategy: {name} tries every cell; use grid, which does so lazily")
+    return found
+
+
+def _imported(name: str, module: str, attribute: str) -> object:
+    try:
+        found: object = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise InputError(f"search.strategy: {name} cannot be imported: {_first_line(error)}") from error
+    return found
+
+
+def _check_space(
+    name: str, sampler_class: type[BaseSampler], space: Space, objectives: int, constrained: bool
+) -> None:
+    """Refuse what CMA-ES would answer with random draws, a warning, or an exception in mid-study."""
+    if not issubclass(sampler_class, CmaEsSampler):
+        return
+    seen = {axis: each for axis, each in distributions(space).items() if not each.single()}
+    texts = [axis for axis, each in seen.items() if isinstance(each, CategoricalDistribution)]
+    if texts:
+        raise InputError(
+            f"search.strategy: {name} searches axes of numbers only and would draw space.{texts[0]} at "
+            "random; give it one value under settings, or use tpe, gp, nsga2, qmc or random"
+        )
+    if len(seen) < 2:
+        raise InputError(
+            f"search.strategy: {name} needs at least two axes of several numbers and the space has "
+            f"{len(seen)}; use tpe, gp, nsga2, qmc or random"
+        )
+    if objectives > 1:
+        raise InputError(
+            f"search.strategy: {name} takes one objective, and the study has {objectives}; "
+            "use tpe, gp, nsga2 or nsga3"
+        )
+    if constrained:
+        raise InputError(f"search.strategy: {name} takes no constraints; use tpe, gp, nsga2 or nsga3")
+
+
+def _check_options(
+    name: str, options: Mapping[str, object], keywords: Mapping[str, inspect.Parameter]
+) -> None:
+    """Every option is a keyword of the constructor, of a type that a file can write."""
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in keywords.values())
+    for option, value in options.items():
+        if option == "seed":
+            raise InputError("search.strategy: the sampler's seed is the seed of the search; give it there")
+        if option not in keywords:
+            if takes_all:
+                continue
+            known = [each for each in keywords if each != "seed"]
+            raise InputError(f"search.strategy: {name} has no option {option!r}{did_you_mean(option, known)}")
+        kinds = _annotation(keywords[option]).replace(" ", "").split("|")
+        plain = [kind for kind in kinds if kind in PLAIN_TYPES]
+        if len(plain) == len(kinds) and not any(_is_of(value, kind) for kind in kinds):
+            raise InputError(
+                f"search.strategy: {name}'s option {option} takes {' or '.join(kinds)}, not {shown(value)}"
+            )
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """A parameter's type as it is written, whether or not its module postpones annotations."""
+    written = parameter.annotation
+    return written if isinstance(written, str) else inspect.formatannotation(written)
+
+
+def _is_of(value: object, kind: str) -> bool:
+    return isinstance(value, PLAIN_TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+
+
+def _construct(name: str, sampler_class: type[BaseSampler], keywords: Mapping[str, object]) -> BaseSampler:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # NSGA-III and QMC have been so for years
+            return sampler_class(**keywords)
+    except Exception as error:
+        raise InputError(f"search.strategy: {name} refuses its options: {_first_line(error)}") from error
+
+
+TRIED = 3
+"""Trials of the rehearsal: the first of a study is a special case to most samplers."""
+
+
+def _try(name: str, sampler: BaseSampler, space: Space, objectives: int) -> None:
+    """Let a sampler suggest and learn a few times in a study of its own."""
+    study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
+    try:
+        for value in range(TRIED):
+            study.tell(study.ask(distributions(space)), [float(value)] * objectives)
+        study.tell(study.ask(distributions(space)), state=TrialState.FAIL)
+    except Exception as error:
+        raise InputError(f"search.strategy: {name} cannot search this space: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+class Axis:
+    """A domain as the sampler sees it: a position on a ladder of values, or a number of a range.
+
+    Numbers stand on the ladder in ascending order, whatever their order in the file.
+    """
+
+    distribution: BaseDistribution
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain, self._ladder = domain, list[Value]()
+        if isinstance(domain, IntRange):
+            last = domain.points()[-1]
+            self.distribution = IntDistribution(domain.low, last, log=domain.log, step=domain.step)
+        elif isinstance(domain, FloatRange) and domain.step is None:
+            self.distribution = FloatDistribution(domain.low, domain.high, log=domain.log)
+        elif isinstance(domain, Choices) and not domain.ordered:
+            self._ladder = list(domain.values)
+            self.distribution = CategoricalDistribution(range(len(self._ladder)))
+        else:
+            self._ladder = sorted(domain.points() or (), key=_number)
+            self.distribution = IntDistribution(0, len(self._ladder) - 1)
+        self._positions = {_typed(value): position for position, value in enumerate(self._ladder)}
+
+    def value(self, param: Value) -> Value:
+        """What a sampler's parameter stands for."""
+        if not self._ladder:
+            return param
+        assert isinstance(param, int)
+        return self._ladder[param]
+
+    def param(self, value: Value) -> Value:
+        """The sampler's parameter for a value. Raises ValueError where it is not in the domain."""
+        domain = self._domain
+        if self._ladder:
+            inside = _typed(value) in self._positions
+        elif isinstance(domain, IntRange):
+            inside = type(value) is int and value in domain.points()
+        else:
+            assert isinstance(domain, FloatRange)
+            inside = isinstance(value, int | float) and domain.low <= value <= domain.high
+        if not inside:
+            raise ValueError(f"{value!r} is not in the domain")
+        return self._positions.get(_typed(value), value)
+
+
+def _typed(value: Value) -> tuple[bool, Value]:
+    """A key under which True is not 1, though Python says so, and 7 is 7.0."""
+    return isinstance(value, bool), value
+
+
+def _number(value: Value) -> float:
+    assert isinstance(value, int | float)
+    return value

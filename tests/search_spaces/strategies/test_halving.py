@@ -1,0 +1,310 @@
+"""Racing: what a race deals, whom it lets go, and that it ends with the best, in any order of outcomes."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.requests import Failed, Looked, Outcome, Scored, Settings
+from search_spaces.space import Judge
+from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
+from search_spaces.strategies.halving import (
+    FINALISTS,
+    LOOK_SHARES,
+    PILOTS,
+    WORTH_A_PILOT,
+    Halving,
+    line,
+    look_after,
+    pictures,
+    rungs,
+)
+from search_spaces.strategies.trials import Trials
+from tests.search_spaces.examples import UNKNOWN, law, space
+
+ANYTHING = Judge({}, UNKNOWN)
+STEPS = 20
+
+
+class World:
+    """Made-up settings 0 … n - 1, of which a higher number is better, on instances of unlike levels.
+
+    A look sees the final score with an error that shrinks along the way, or nothing of it where `blind`.
+    """
+
+    def __init__(self, settings: int, seed: int = 0, noise: float = 3.0, blind: bool = False) -> None:
+        self.settings, self.seed, self.noise, self.blind = settings, seed, noise, blind
+        self.lost: set[tuple[int, int]] = set()
+        self.infeasible: set[int] = set()
+
+    def score(self, value: int, instance: int) -> float:
+        level = 20 * random.Random(f"{self.seed} {instance}").random()
+        return level + value + random.Random(f"{self.seed} {value} {instance}").gauss(0, self.noise)
+
+    def outcome(self, settings: Settings, instance: int, after: int | None) -> Outcome:
+        value = settings["value"]
+        assert isinstance(value, int)
+        if (value, instance) in self.lost:
+            return Failed("lost", "a machine went away")
+        if value in self.infeasible and instance > 0:
+            return Failed("infeasible", "all black")
+        if after is None:
+            return Scored({"score": self.score(value, instance)})
+        chance = random.Random(f"look {self.seed} {value} {instance} {after}")
+        error = chance.gauss(0, 8 * (1 - after / STEPS))
+        seen = 50 * chance.random() if self.blind else 10 + 0.5 * (self.score(value, instance) + error)
+        return Looked({"score": seen}, after)
+
+    def race(
+        self, instances: int, past: Sequence[PastTrial] = (), looks: bool = False, keep: float = 1 / 3
+    ) -> Halving:
+        trials = Trials(ANYTHING, "score", past)
+        entrants = list(trials.candidates(space(value=list(range(self.settings))).lattice()))
+        return Halving(trials, entrants, instances, keep, lambda _: STEPS, looks, seed=self.seed)
+
+
+class Course:
+    """One session of a race, with outcomes in a random order; past trials as the catalog keeps them."""
+
+    def __init__(self, world: World, strategy: Strategy, seed: int = 0) -> None:
+        self.world, self.strategy, self.chance = world, strategy, random.Random(seed)
+        self.dealt: list[Assignment] = []
+        self.journal: list[tuple[Assignment, Outcome]] = []
+        self.dropped: list[int] = []
+
+    def run(self, reports: float = math.inf) -> "Course":
+        under_way: list[Assignment] = []
+        for _ in range(100_000):
+            free = self.chance.choice([0, 1, 5, 20])
+            asked = list(self.strategy.ask(free))
+            assert len(asked) <= free
+            assert not {a.trial.number for a in asked} & set(self.dropped), "who has left is not dealt"
+            self.dealt += asked
+            under_way += asked
+            if (free and not asked and not under_way) or len(self.journal) >= reports:
+                return self
+            self.chance.shuffle(under_way)
+            back, under_way = under_way[: len(under_way) // 2 + 1], under_way[len(under_way) // 2 + 1 :]
+            outcomes = [(a, self.world.outcome(a.trial.settings, a.instance, a.stop_after)) for a in back]
+            self.journal += outcomes
+            gone = self.strategy.report([Report(a.trial.number, a.instance, o) for a, o in outcomes])
+            assert not set(gone) & set(self.dropped), "a trial leaves once"
+            self.dropped += gone
+            under_way = [a for a in under_way if a.trial.number not in gone or self.chance.random() < 0.3]
+        raise AssertionError("the race does not end")
+
+    def past(self, before: Sequence[PastTrial] = ()) -> list[PastTrial]:
+        trials = {t.number: (t.settings, dict(t.outcomes), dict(t.looks)) for t in before}
+        for assignment, outcome in self.journal:
+            _, outcomes, looks = trials.setdefault(
+                assignment.trial.number, (assignment.trial.settings, {}, {})
+            )
+            if isinstance(outcome, Looked):
+                looks[assignment.instance] = [*looks.get(assignment.instance, ()), outcome]
+            else:
+                outcomes[assignment.instance] = outcome
+        return [PastTrial(number, *trials[number]) for number in sorted(trials)]
+
+    def complete(self, instances: int, before: Sequence[PastTrial] = ()) -> dict[int, float]:
+        """value → mean of the settings that were judged on all instances."""
+        means = {}
+        for trial in self.past(before):
+            scores = [o.scores["score"] for o in trial.outcomes.values() if isinstance(o, Scored)]
+            if len(scores) == instances:
+                means[int(str(trial.settings["value"]))] = math.fsum(scores) / instances
+        return means
+
+
+def keys(course: Course) -> list[tuple[int, int, int | None]]:
+    return [(a.trial.number, a.instance, a.stop_after) for a in course.dealt]
+
+
+# Rungs
+
+
+@law
+@given(st.integers(1, 5000), st.integers(1, 64), st.sampled_from([0.2, 1 / 3, 0.5, 0.9]))
+def test_rungs_double_and_end_with_all_instances(entrants: int, instances: int, keep: float) -> None:
+    sizes = [rung.instances for rung in rungs(entrants, instances, keep)]
+    assert sizes[-1] == instances
+    assert sizes == sorted(set(sizes))
+    assert all(size & (size - 1) == 0 for size in sizes[:-1])
+    assert pictures(entrants, instances, keep) <= entrants * instances
+
+
+def test_the_rungs_of_the_prototypes_race() -> None:
+    assert [rung.instances for rung in rungs(256, 16, 1 / 3)] == [1, 2, 4, 8, 16]
+    assert pictures(256, 16) == 256 + 86 + 29 * 2 + 10 * 4 + 4 * 8
+
+
+def test_few_settings_are_not_thinned_out_on_one_instance() -> None:
+    assert [rung.instances for rung in rungs(9, 16, 1 / 3)] == [8, 16]
+    assert [rung.instances for rung in rungs(3, 16, 1 / 3)] == [16]
+
+
+# The race
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_of_many_wins_for_a_fraction_of_the_grid(seed: int, looks: bool) -> None:
+    world = World(90, seed)
+    course = Course(world, world.race(16, looks=looks), seed).run()
+    complete = course.complete(16)
+    assert len(complete) >= FINALISTS
+    assert max(complete, key=lambda value: complete[value]) >= 88
+    assert len(set(keys(course))) == len(course.dealt), "no work is dealt twice"
+    finals = [a for a in course.dealt if a.stop_after is None]
+    assert len(finals) < 0.25 * 90 * 16
+
+
+def test_the_order_of_outcomes_does_not_decide_who_stays() -> None:
+    world = World(40, 7)
+    complete = [Course(world, world.race(8), seed).run().complete(8) for seed in range(5)]
+    assert all(course.items() >= complete[0].items() for course in complete) or all(
+        set(course) == set(complete[0]) for course in complete
+    )
+
+
+def test_workers_are_not_left_without_work_at_the_end_of_a_rung() -> None:
+    world = World(30)
+    race = world.race(8)
+    first = race.ask(1000)
+    reports = [
+        Report(a.trial.number, a.instance, world.outcome(a.trial.settings, a.instance, None)) for a in first
+    ]
+    race.report(reports[:-2])
+    ahead = race.ask(1000)
+    assert ahead, "the likely survivors of the next rung go on meanwhile"
+    assert {a.trial.number for a in ahead} <= {r.trial for r in reports[:-2]}
+    values = [a.trial.settings["value"] for a in ahead]
+    assert min(int(str(value)) for value in values) > 15
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_race_goes_on_from_wherever_it_was_cut_off(seed: int, looks: bool) -> None:
+    world = World(60, seed)
+    whole = Course(world, world.race(8, looks=looks), seed).run()
+    cut = Course(world, world.race(8, looks=looks), seed).run(reports=10 + 17 * seed)
+    past = cut.past()
+    rest = Course(world, world.race(8, past, looks), seed + 9).run()
+    seen = {(a.trial.number, a.instance, a.stop_after) for a, _ in cut.journal}
+    assert not seen & set(keys(rest)), "nothing is done twice"
+    values = {t.settings["value"]: t.number for t in past}
+    assert all(values.get(t.settings["value"], t.number) == t.number for t in rest.past(past))
+    best = max(whole.complete(8).items(), key=lambda pair: pair[1])
+    assert best in rest.complete(8, past).items()
+
+
+def test_a_finished_race_asks_for_nothing_again() -> None:
+    world = World(60, 1)
+    past = Course(world, world.race(8, looks=True)).run().past()
+    assert Course(world, world.race(8, past, looks=True)).run().dealt == []
+
+
+def test_a_leader_that_turns_out_infeasible_leaves_and_another_wins() -> None:
+    world = World(40, 3, noise=0.1)
+    world.infeasible = {39, 38}
+    course = Course(world, world.race(8)).run()
+    complete = course.complete(8)
+    assert max(complete, key=lambda value: complete[value]) == 37
+    assert not {38, 39} & set(complete)
+
+
+def test_lost_instances_cost_a_setting_nothing() -> None:
+    world = World(40, 5, noise=0.1)
+    world.lost = {(39, 0), (39, 1)}
+    course = Course(world, world.race(8)).run()
+    judged = {a.instance for a in course.dealt if a.trial.settings["value"] == 39}
+    assert judged == set(range(8)), "it stays in the race"
+    assert 39 not in course.complete(8), "but has no mean over what is left"
+
+
+def test_equal_settings_end_in_a_tie_and_not_for_ever() -> None:
+    class Flat(World):
+        def score(self, value: int, instance: int) -> float:
+            return 1.0
+
+    world = Flat(30)
+    assert len(Course(world, world.race(8)).run().complete(8)) == pytest.approx(FINALISTS, abs=3)
+
+
+def test_one_setting_is_judged_on_all_instances() -> None:
+    world = World(1)
+    assert len(Course(world, world.race(5)).run().dealt) == 5
+
+
+# Early looks
+
+
+def test_looks_are_used_where_they_tell() -> None:
+    world = World(90, 2)
+    course = Course(world, world.race(16, looks=True)).run()
+    looked = {a.trial.number for a in course.dealt if a.stop_after is not None}
+    assert len(looked) > 80
+    after = {a.stop_after for a in course.dealt if a.stop_after is not None}
+    assert after <= {look_after(STEPS, share) for share in LOOK_SHARES}
+    drawn = Counter(a.trial.number for a in course.dealt if a.stop_after is None and a.instance == 0)
+    assert len(drawn) < 70, "losers stop in mid-trajectory"
+
+
+def test_looks_that_tell_nothing_are_given_up_after_the_pilot() -> None:
+    world = World(90, 2, blind=True)
+    course = Course(world, world.race(16, looks=True)).run()
+    looked = {a.trial.number for a in course.dealt if a.stop_after is not None}
+    assert len(looked) == PILOTS
+    assert len({a.trial.number for a in course.dealt if a.stop_after is None}) == 90
+
+
+def test_few_settings_are_not_worth_a_pilot() -> None:
+    world = World(WORTH_A_PILOT - 1)
+    course = Course(world, world.race(4, looks=True)).run()
+    assert all(a.stop_after is None for a in course.dealt)
+
+
+def test_a_look_that_the_catalog_answers_with_a_score_is_that_score() -> None:
+    world = World(90, 4)
+
+    def known(settings: Settings, instance: int, after: int | None) -> Outcome:
+        return Scored({"score": world.score(int(str(settings["value"])), instance)})
+
+    world.outcome = known  # type: ignore[method-assign]
+    course = Course(world, world.race(8, looks=True)).run()
+    pairs = Counter((a.trial.number, a.instance) for a in course.dealt)
+    assert set(pairs.values()) == {1}
+    complete = course.complete(8)
+    assert max(complete, key=lambda value: complete[value]) >= 88
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "after"),
+    [(20, 1 / 8, 2), (20, 1 / 4, 5), (3, 1 / 4, 1), (2, 1 / 2, 1), (1, 1 / 2, None), (None, 1 / 4, None)],
+)
+def test_when_a_look_is_taken(steps: int | None, share: float, after: int | None) -> None:
+    assert look_after(steps, share) == after
+
+
+@law
+@given(st.lists(st.floats(-50, 50), min_size=3, max_size=20, unique=True), st.floats(-3, 3), st.floats(-9, 9))
+def test_the_line_through_points_on_a_line(xs: list[float], slope: float, intercept: float) -> None:
+    found = line([(x, intercept + slope * x) for x in xs])
+    spread = max(xs) - min(xs)
+    if spread > 1 and abs(slope) > 0.01:
+        assert found[0] + found[1] * xs[0] == pytest.approx(intercept + slope * xs[0], abs=1e-4)
+        assert abs(found[2]) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_line_through_equal_points_tells_nothing() -> None:
+    assert line([(1.0, 2.0), (1.0, 4.0)]) == (3.0, 0.0, 0.0)
+
+
+def test_every_judgement_is_of_pictures_that_were_asked_for() -> None:
+    world = World(60, 6)
+    course = Course(world, world.race(8, looks=True)).run()
+    asked: Callable[[Assignment], tuple[int, int]] = lambda a: (a.trial.number, a.instance)  # noqa: E731
+    assert {asked(a) for a, _ in course.journal} <= {asked(a) for a in course.dealt}
