@@ -163,7 +163,7 @@ def facts(study: Study) -> dict[str, Any]:
         "pixel revision": PIXEL_REVISION,
         "inputs": [each.model_dump(exclude={"image_name", "mask_name"}) for each in study.inputs],
         "fixed settings": dict(study.settings),
-        "space": study.space.model_dump(mode="json"),
+        "space": {name: list(domain.points() or ()) for name, domain in study.space.axes.items()},
         "seeds": list(study.seeds),
         "looks at": list(LOOK_SHARES),
     }

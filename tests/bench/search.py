@@ -41,12 +41,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.samplers import RandomSampler
 
-from orchestrator.report.statistics import paired_difference
 from orchestrator.wiring import make_strategy
+from search_spaces.estimates import paired_difference
 from search_spaces.strategies import Strategy
-from search_spaces.strategies.optuna_sampler import OptunaSampler
 from search_spaces.study_file import SearchSpec
 from tests.bench.replay import INSTANCES, SHARES, Replayed, Split, grid_winner, replay, split
 from tests.bench.score_table import TABLE, Floats, Ints, ScoreTable, StaleTableError, bench_study, load
@@ -92,23 +90,21 @@ def product(**search: Any) -> Callable[[ScoreTable, int], Strategy]:
     return make
 
 
-def _random(table: ScoreTable, seed: int) -> Strategy:
-    study, trials = table.study, len(table.candidates)
-    sampler = RandomSampler(seed=seed)
-    return OptunaSampler(study.space, table.judge, INSTANCES, study.objective, trials, sampler, seed)
-
-
 def _wilcoxon(table: ScoreTable, seed: int) -> Strategy:
     return WilcoxonGrid(table.study.space, table.judge, INSTANCES, table.study.objective, 0.1, seed)
 
 
 SEARCHES: dict[str, Search] = {
-    "tpe": Search(product(strategy="tpe", trials=MOST_TRIALS), until=0.5),
-    "random": Search(_random, until=0.7),
+    "halving": Search(product(strategy="halving", early_look="off"), goal=0.12),
+    "early_look": Search(product(strategy="halving", early_look="auto"), goal=0.07),
+    "tpe_racing": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="auto"), until=0.4, goal=0.10),
+    "tpe": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="off"), until=0.4),
+    "random": Search(product(strategy="random", trials=MOST_TRIALS, racing="off"), until=0.7),
     "wilcoxon_grid": Search(_wilcoxon),
+    "coordinate": Search(product(strategy="coordinate")),
+    "refine": Search(product(strategy="refine")),
 }
-"""Every strategy of the table, by the name that its figures end in. A new one is one line here, such as
-`"halving": Search(product(strategy="halving"), goal=0.12)`."""
+"""Every strategy of the table, by the name that its figures end in. A new one is one line here."""
 
 
 @dataclass(frozen=True)

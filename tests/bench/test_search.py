@@ -42,7 +42,7 @@ def a_study(**changes: Any) -> Study:
             strength=[0.4, 0.6, 1.0],
             negative_prompt=["", "cartoon"],
         ),
-        search=SearchSpec(strategy="grid", trials=None, seed=0),
+        search=SearchSpec.model_validate({}),
         objective="clip_score",
         comet=CometSpec(workspace=None, project=None, name=None, tags=[], mode="off"),
     )

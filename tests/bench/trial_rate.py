@@ -28,13 +28,12 @@ from orchestrator.catalog.parquet import ParquetCatalog, Tables
 from orchestrator.ray_pool import RayPool, ray_session
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
+from orchestrator.wiring import make_strategy
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.requests import Scored, Settings
 from search_spaces.space import Space
-from search_spaces.strategies import Strategy
-from search_spaces.strategies.grid import Grid
-from search_spaces.strategies.optuna_sampler import OptunaSampler
 from search_spaces.study import Study
+from search_spaces.study_file import SearchSpec
 from tests.orchestrator.studies import small_study
 from workers.pipelines.fake import FakePipeline
 from workers.scoring.fake import BrightnessScorer
@@ -80,13 +79,6 @@ class Pace:
         return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
 
 
-def strategy(study: Study, search: str, trials: int) -> Strategy:
-    """The product's strategy of that name."""
-    if search == "grid":
-        return Grid(study.space, study.judge, 1)
-    return OptunaSampler(study.space, study.judge, 1, study.objective, trials, _optuna_sampler(search))
-
-
 def _optuna_sampler(search: str) -> optuna.samplers.BaseSampler:
     if search == "random":
         return optuna.samplers.RandomSampler(seed=0)
@@ -95,7 +87,9 @@ def _optuna_sampler(search: str) -> optuna.samplers.BaseSampler:
 
 def loop_rate(search: str, trials: int, watch: Callable[[int], None] = lambda _: None) -> float:
     """Trials a second of the loop; `watch` hears how many there are so far."""
+    spec = {"strategy": search} | ({} if search == "grid" else {"trials": trials})
     study = rate_study(trials if search == "grid" else 10_000)
+    study = study.model_copy(update={"search": SearchSpec.model_validate(spec)})
     pool = RayPool(partial(ray_session, None), partial(fake_worker, BATCH), ACTORS, BATCH)
     pace = Pace()
 
@@ -106,7 +100,7 @@ def loop_rate(search: str, trials: int, watch: Callable[[int], None] = lambda _:
     with tempfile.TemporaryDirectory() as root:
         try:
             catalog = ParquetCatalog(Tables(Path(root)), study)
-            made = sweep(study, strategy(study, search, trials), pool, catalog, NullTracker(), watch=look)
+            made = sweep(study, make_strategy(study, []), pool, catalog, NullTracker(), watch=look)
         finally:
             pool.close()
     assert made.images == trials, made
