@@ -39,6 +39,8 @@ from workers.pipelines.fake import FakePipeline
 from workers.scoring.fake import BrightnessScorer
 from workers.worker import Worker
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 ACTORS = 2
 BATCH = 8
 SEARCHES = ("grid", "random", "tpe")
@@ -103,7 +105,7 @@ def loop_rate(search: str, trials: int, watch: Callable[[int], None] = lambda _:
             made = sweep(study, make_strategy(study, []), pool, catalog, NullTracker(), watch=look)
         finally:
             pool.close()
-    assert made.images == trials, made
+    assert made.images - trials in (0, 1), made  # the model's own settings come first, on the lattice or not
     return pace.per_second
 
 
