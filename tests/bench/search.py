@@ -43,11 +43,24 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.wiring import make_strategy
+from search_spaces.domains import Choices
 from search_spaces.estimates import paired_difference
+from search_spaces.requests import Settings
 from search_spaces.strategies import Strategy
+from search_spaces.strategies.staged import Refine
+from search_spaces.strategies.trials import Trials
 from search_spaces.study_file import SearchSpec
 from tests.bench.replay import INSTANCES, SHARES, Replayed, Split, grid_winner, replay, split
-from tests.bench.score_table import TABLE, Floats, Ints, ScoreTable, StaleTableError, bench_study, load
+from tests.bench.score_table import (
+    TABLE,
+    Floats,
+    Ints,
+    RememberingJudge,
+    ScoreTable,
+    StaleTableError,
+    bench_study,
+    load,
+)
 from tests.bench.wilcoxon_grid import WilcoxonGrid
 
 MARGIN = 0.25
@@ -90,6 +103,29 @@ def product(**search: Any) -> Callable[[ScoreTable, int], Strategy]:
     return make
 
 
+REFINED = Choices(values=(1, 5, 10, 20))
+"""Guidance values that `refine` begins with; 3, 7.5, 15, then 2, 4 and 12.5 lie halfway and are in the table."""
+
+
+class _TableJudge(RememberingJudge):
+    """A judge to whom nothing can run that the table does not hold."""
+
+    def __init__(self, table: ScoreTable) -> None:
+        super().__init__(table.study.settings, table.study.model)
+        self.__dict__["places"] = table.places
+
+    def obstacle(self, swept: Settings) -> str | None:
+        """Why the settings cannot run, or None."""
+        missing = None if self.candidate(swept) in self.__dict__["places"] else "it is not in the table"
+        return super().obstacle(swept) or missing
+
+
+def _refine(table: ScoreTable, seed: int) -> Strategy:  # it draws nothing
+    study = table.study
+    trials = Trials(_TableJudge(table), study.objective)
+    return Refine(trials, {**study.space.axes, "guidance_scale": REFINED}, INSTANCES, first=study.first)
+
+
 def _wilcoxon(table: ScoreTable, seed: int) -> Strategy:
     return WilcoxonGrid(table.study.space, table.judge, INSTANCES, table.study.objective, 0.1, seed)
 
@@ -97,12 +133,12 @@ def _wilcoxon(table: ScoreTable, seed: int) -> Strategy:
 SEARCHES: dict[str, Search] = {
     "halving": Search(product(strategy="halving", early_look="off"), goal=0.12),
     "early_look": Search(product(strategy="halving", early_look="auto"), goal=0.07),
-    "tpe_racing": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="auto"), until=0.4, goal=0.10),
+    "tpe_racing": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="auto"), until=0.25, goal=0.10),
     "tpe": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="off"), until=0.4),
     "random": Search(product(strategy="random", trials=MOST_TRIALS, racing="off"), until=0.7),
     "wilcoxon_grid": Search(_wilcoxon),
     "coordinate": Search(product(strategy="coordinate")),
-    "refine": Search(product(strategy="refine")),
+    "refine": Search(_refine),
 }
 """Every strategy of the table, by the name that its figures end in. A new one is one line here."""
 
