@@ -94,12 +94,14 @@ def run(
     retry_failed: bool = False,
     console: Console | None = None,
     quiet: bool = True,
+    dashboard: str | bool = False,
 ) -> RunResult:
     """Run a study, or go on with it: what the catalog has is not generated again.
 
     `address` is a Ray cluster's, by default RAY_ADDRESS or a local instance; `workers` the number of actors,
     by default one per GPU, or as many as the cores carry; `batch` the images per pipeline call; `retry_failed`
-    tries lost images again. Raises InputError before anything is loaded for whatever is wrong.
+    tries lost images again; `dashboard` tells the study to an Optuna storage as it runs: one that it names, or
+    with True a journal in the study's folder. Raises InputError before anything is loaded for whatever is wrong.
     """
     console = console or Console()
 
@@ -112,6 +114,8 @@ def run(
     key_problem = api_key_problem(os.environ)
     if key_problem:
         say(key_problem)
+    if isinstance(dashboard, str):
+        wiring.check_storage(dashboard)
     connect = partial(ray_session, address)
     clustered = bool(address or os.environ.get("RAY_ADDRESS"))
     with ExitStack() as session:
@@ -126,12 +130,17 @@ def run(
         folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)
+            board = wiring.make_dashboard(resolved.study, root, dashboard)
             crew = wiring.crew(resolved.study, workers, gpus(), batch)
             pool = wiring.make_pool(resolved, crew, connect)
             for warning in resolved.warnings:
                 say(f"note: {warning}")
             say(f"{resolved.study.name}: {resolved.study.model.name} on {crew}; results in {folder.path}")
             log.info("run %s on %s", resolved.study.name, crew)
+            if board is not None:
+                say(f"dashboard: {board.advice}")
+                board.start()
+                session.callback(board.abandon)
             try:
                 with watching(console, resolved.study.objective, quiet) as watch:
                     progress, closing = _sweep(resolved.study, root, pool, retry_failed, watch, interrupted)
@@ -139,7 +148,11 @@ def run(
                 pool.close()
             if progress.rows_per_second and progress.generated >= ROWS_WORTH_A_RATE * crew.workers * batch:
                 remember_rate(resolved.study, root, progress.rows_per_second)
-            notes = [*progress.notes, *pool.notices]
+            notes = [
+                *progress.notes,
+                *pool.notices,
+                board and (board.close() or f"dashboard: {board.advice}"),
+            ]
             messages = [message for message in (key_problem if quiet else None, *notes, closing) if message]
             for message in messages:
                 log.info(message)
@@ -204,15 +217,20 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
 
     Raises InputError where the root knows no such study.
     """
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", study):
-        raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
-    pinned, tables = StudyFolder(root, study).pinned(), Tables(root)
+    pinned, tables = _study_folder(study, root).pinned(), Tables(root)
     past = past_trials(tables, study)
     if not past and pinned is None:
         known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
     return _results(study, past, pinned, tables)
+
+
+def _study_folder(study: str, root: str) -> StudyFolder:
+    """A named study's folder. Raises InputError for what cannot be a name."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", study):
+        raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
+    return StudyFolder(root, study)
 
 
 def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables: Tables) -> Results:
@@ -243,6 +261,10 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     for i, o in trial.validation.items()
                     if isinstance(o, Scored) and i < fresh
                 },
+                {
+                    name: {i: o.scores[name] for i, o in trial.outcomes.items() if isinstance(o, Scored)}
+                    for name in (pinned.measures if pinned else ())
+                },
             )
             for trial in past
         ],
@@ -251,6 +273,8 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
         infeasible=list(found.infeasible) if found else [],
         baseline=numbers.get(_candidate(pinned, pinned.baseline)) if pinned else None,
         fresh=fresh,
+        objectives=pinned.directions if pinned else {},
+        constraints=pinned.constraints if pinned else (),
     )
 
 
@@ -378,6 +402,32 @@ def frame(study: str, root: str = DEFAULT_ROOT) -> pa.Table:
     return table
 
 
+def export(study: str, to: str, where: str, root: str = DEFAULT_ROOT) -> str:
+    """Bring a study into another format; the result is one line that says what is where.
+
+    `to` is one of EXPORTS. Raises InputError for whatever is wrong.
+    """
+    if to not in EXPORTS:
+        raise InputError(f"unknown format {to!r}{did_you_mean(to, EXPORTS)}")
+    return EXPORTS[to](study, where, root)
+
+
+def _export_to_optuna(name: str, storage: str, root: str) -> str:
+    from orchestrator import dashboard
+
+    pinned = _study_folder(name, root).pinned()
+    if pinned is None:
+        results(name, root)  # says so where there is no such study
+        raise InputError(
+            f"the folder of the study {name!r} is gone from {root}/studies, and with it what its axes are"
+        )
+    return dashboard.export(pinned, root, storage)
+
+
+EXPORTS: Mapping[str, Callable[[str, str, str], str]] = {"optuna": _export_to_optuna}
+"""Format → what brings (a study, to a place, from a root) into it."""
+
+
 def _local_gpus() -> int:
     from workers.device import gpu_count
 
@@ -410,6 +460,7 @@ __all__ = [
     "InputError",
     "Plan",
     "RunResult",
+    "export",
     "frame",
     "local_root",
     "plan",

@@ -75,6 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=_count, help="actors; by default one per GPU, or one per core")
     run.add_argument("--batch", type=_count, default=8, help="images per pipeline call (default 8)")
     run.add_argument("--retry-failed", action="store_true", help="try images again that machines lost")
+    run.add_argument(
+        "--dashboard",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_storage,
+        metavar="STORAGE",
+        help="tell the study to an Optuna storage as it runs, for optuna-dashboard: journal:PATH or a database's "
+        "URL; by default a journal in the study's folder",
+    )
     run.add_argument("--quiet", action="store_true", help="print the report only")
     run.set_defaults(command=_run)
 
@@ -102,9 +112,20 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--png", type=Path, metavar="FILE", help="write the picture there")
     show.set_defaults(command=_show)
 
+    export = commands.add_parser("export", help="bring a study into another tool's format")
+    export.add_argument("study", metavar="STUDY", help="a study's name")
+    export.add_argument(
+        "--to",
+        nargs=2,
+        required=True,
+        metavar=("FORMAT", "WHERE"),
+        help="optuna STORAGE (journal:PATH, sqlite:///study.db, postgresql://user@host/name), for optuna-dashboard",
+    )
+    export.set_defaults(command=_export)
+
     schema = commands.add_parser("schema", help="print the study file's JSON Schema, for editors")
     schema.set_defaults(command=_schema)
-    for command in (run, plan, report, refine, show):
+    for command in (run, plan, report, refine, show, export):
         command.add_argument(
             "--root",
             default="runs",
@@ -117,6 +138,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _storage(text: str) -> str:
+    if text.endswith((".yaml", ".yml")):  # `run --dashboard STUDY.yaml`: an option takes what follows it
+        raise argparse.ArgumentTypeError(
+            f"{text} is a study file, not a storage; write it before --dashboard"
+        )
+    return text
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -133,6 +162,7 @@ def _run(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         console=console,
         quiet=options.quiet,
+        dashboard=options.dashboard,
     )
     console.print(render_report(result.results))
     progress = result.progress
@@ -195,6 +225,14 @@ def _show(options: argparse.Namespace) -> int:
         name: value for name, value in shown.row.items() if value is not None and name != "other_settings"
     }
     _print_rows(Console(), [(name, str(value)) for name, value in {**facts, **shown.settings}.items()])
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    form, where = options.to
+    _print_rows(Console(), [("export", api.export(options.study, form, where, options.root))])
     return 0
 
 

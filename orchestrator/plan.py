@@ -11,6 +11,7 @@ from search_spaces.domains import Domain, FloatRange
 from search_spaces.requests import Settings, Value
 from search_spaces.space import Survey, guidance_is_on, survey
 from search_spaces.strategies.halving import pictures
+from search_spaces.strategies.racing import smallest_significant
 from search_spaces.strategies.validation import VALIDATED
 from search_spaces.study import SURVEY_LIMIT, Study
 
@@ -204,6 +205,13 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield (
             "advice",
             f"search: {{strategy: halving}} would race the same settings with at most {raced:,} images",
+        )
+    fewest = smallest_significant()
+    if study.search.samples and study.search.racing == "auto" and instances < fewest:
+        yield (
+            "note",
+            f"with {instances} instances no trial can be told to have lost, so all are judged in full; "
+            f"{fewest} are the fewest that could tell",
         )
     if study.search.validation:
         fresh = len(study.validation_instances)

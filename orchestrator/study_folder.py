@@ -43,6 +43,11 @@ class StudyFolder:
         return self.path / "study.yaml"
 
     @property
+    def optuna(self) -> Path:
+        """What belongs to the projection into an Optuna storage: thumbnails, and a journal by default."""
+        return self.path / "optuna"
+
+    @property
     def contact_sheet(self) -> Path:
         """The contact sheet."""
         return self.path / "contact-sheet.png"
@@ -109,6 +114,18 @@ class StudyFolder:
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+    @property
+    def is_being_run(self) -> bool:
+        """Whether a run holds the study's lock."""
+        if not (self.path / "lock").exists():
+            return False
+        with (self.path / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
     @contextmanager
     def logging(self) -> Iterator[None]:

@@ -43,6 +43,7 @@ from workers.worker import Worker
 if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
     from optuna.samplers import BaseSampler
 
+    from orchestrator.dashboard import Dashboard
     from orchestrator.ray_pool import RayPool
     from workers.pipelines.slot_engine import SlotEngine
 
@@ -398,6 +399,22 @@ def make_tracker(study: Study, root: str, folder: StudyFolder) -> Tracker:
         return NullTracker()
     source = partial(comet_source, root, study.name)
     return CometOfflineTracker(source, folder.comet.absolute(), folder.path.absolute() / "comet.log")
+
+
+def check_storage(storage: str) -> None:
+    """See that an Optuna storage can be reached, writing nothing. Raises InputError."""
+    from orchestrator.tracking.optuna_storage import parse_place
+
+    parse_place(storage).check()
+
+
+def make_dashboard(study: Study, root: str, storage: str | bool) -> "Dashboard | None":
+    """What tells a study to an Optuna storage: that of a name, with True one in its folder. Raises InputError."""
+    if storage is False:
+        return None
+    from orchestrator.dashboard import Dashboard
+
+    return Dashboard(study, root, storage if isinstance(storage, str) else None)
 
 
 def comet_key(study: Study) -> str:

@@ -607,11 +607,11 @@ def _tag(node: yaml.Node) -> str:
     return tag.removeprefix(_TAG)
 
 
-def parse(text: str, source: str) -> StudySpec:
-    """YAML text → StudySpec; `source` is the file's name in messages. Raises InputError."""
+def document(text: str, source: str) -> dict[str, Any]:
+    """YAML text as plain data, as a study file's YAML is read; `source` is the file's name. Raises InputError."""
     try:
         node = yaml.compose(text, Loader=_Loader)
-        document = None if node is None else _plain(node, set())
+        found = None if node is None else _plain(node, set())
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except RecursionError:
@@ -625,14 +625,20 @@ def parse(text: str, source: str) -> StudySpec:
         mark, problem = error.problem_mark, (error.problem or "it cannot be read").removeprefix("but ")
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(f"{source} is not valid YAML{where}: {problem}") from None
-    if not isinstance(document, dict):
+    if not isinstance(found, dict):
         kinds = {type(None): "empty", list: "a list", str: "a text"}
         raise InputError(
             f"{source} must be a mapping with the keys study, model, inputs, space; "
-            f"it is {kinds.get(type(document), 'a single value')}"
+            f"it is {kinds.get(type(found), 'a single value')}"
         )
+    return found
+
+
+def parse(text: str, source: str) -> StudySpec:
+    """YAML text → StudySpec; `source` is the file's name in messages. Raises InputError."""
+    found = document(text, source)
     try:
-        return StudySpec.model_validate(document)
+        return StudySpec.model_validate(found)
     except ValidationError as error:
         # A misspelt key is also a missing one; the misspelling says more.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from orchestrator.report.results import Results
 from orchestrator.report.statistics import ranking
+from search_spaces import study_file
 from search_spaces.domains import Domain
 from search_spaces.errors import InputError
 from search_spaces.requests import Value
@@ -22,7 +22,7 @@ def closer_study(study: Study, text: str, results: Results, inputs: Path, folder
     `text` is the study's own file, `inputs` the folder of its pinned input images. Raises InputError where there
     is no best yet, or nothing between it and its neighbours.
     """
-    document: dict[str, Any] = yaml.safe_load(text)
+    document = study_file.document(text, study.name)
     space = closer_space(results, study.space.axes)
     if all(len(values) == 1 for values in space.values()):
         raise InputError(f"study {study.name}: nothing lies between the best settings and their neighbours")

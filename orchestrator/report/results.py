@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Settings
 
 
@@ -13,7 +14,8 @@ class TrialResult:
     `scores` maps instance → objective value, finite, larger is better; `failures` maps instance → reason,
     for instances whose image is infeasible or lost. No instance is in both; one in neither has not been
     judged. `images` maps instance → image_id, where there is a picture. `validation` maps fresh instances,
-    which the search never saw, to their scores.
+    which the search never saw, to their scores. `measured` maps a measure, such as gpu_seconds, to its values
+    by instance.
     """
 
     number: int
@@ -22,6 +24,7 @@ class TrialResult:
     failures: Mapping[int, str]
     images: Mapping[int, str]
     validation: Mapping[int, float] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Results:
     `axes` maps each swept setting to its values in the study file's order (for a range: the values tried,
     ascending). `twin_of(settings)` gives the number of the trial that drew the same pixels, or None.
     `inert` and `infeasible` are finished sentences. `baseline` is the number of the trial with the model's own
-    settings, None where there is none; `fresh` counts the validation's instances.
+    settings, None where there is none; `fresh` counts the validation's instances. With several `objectives`,
+    what counts is the front of them; a trial whose means break `constraints` is not ranked.
     """
 
     study: str
@@ -44,6 +48,8 @@ class Results:
     infeasible: Sequence[str]
     baseline: int | None = None
     fresh: int = 0
+    objectives: Mapping[str, Direction] = field(default_factory=dict)
+    constraints: Sequence[Constraint] = ()
 
 
 def shorten(text: str, limit: int) -> str:

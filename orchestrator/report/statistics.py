@@ -28,6 +28,41 @@ def complete_scores(trial: TrialResult, instances: int) -> tuple[float, ...] | N
     return tuple(trial.scores[instance] for instance in range(instances))
 
 
+def score_mean(trial: TrialResult, score: str, results: Results) -> float | None:
+    """A trial's mean of any score over all instances; None where one lacks it."""
+    values = trial.scores if score == results.objective else trial.measured.get(score, {})
+    if trial.failures or not values.keys() >= set(range(results.instances)):
+        return None
+    return math.fsum(values[instance] for instance in range(results.instances)) / results.instances
+
+
+def keeps_constraints(trial: TrialResult, results: Results) -> bool:
+    """Whether a trial's means keep all bounds; a bound on what it has no mean of is broken."""
+    means = [(bound, score_mean(trial, bound.score, results)) for bound in results.constraints]
+    return all(mean is not None and bound.violation(mean) <= 0 for bound, mean in means)
+
+
+def front(results: Results) -> frozenset[int]:
+    """The ranked trials that no other is at least as good as in all objectives and better in one (Pareto)."""
+    signs = {name: 1.0 if how == "maximize" else -1.0 for name, how in results.objectives.items()}
+    values = {
+        entry.trial.number: [
+            signs[name] * mean
+            for name in signs
+            if (mean := score_mean(entry.trial, name, results)) is not None
+        ]
+        for entry in ranking(results)
+    }
+    whole = {number: found for number, found in values.items() if len(found) == len(signs)}
+
+    def beaten(mine: list[float], other: list[float]) -> bool:
+        return other != mine and all(theirs >= own for own, theirs in zip(mine, other, strict=True))
+
+    return frozenset(
+        number for number, mine in whole.items() if not any(beaten(mine, other) for other in whole.values())
+    )
+
+
 def trial_estimate(trial: TrialResult, instances: int) -> Estimate | None:
     """A trial's value: the estimate over all of its instances, or None where it has no mean."""
     scores = complete_scores(trial, instances)
@@ -50,11 +85,12 @@ class Ranked:
 
 
 def ranking(results: Results) -> tuple[Ranked, ...]:
-    """The complete trials, the largest mean first; of equal means the lower trial number first."""
+    """The complete trials that keep the constraints, the largest mean first, of equal ones the lower number."""
     complete = [
         (trial, scores)
         for trial in results.trials
         if (scores := complete_scores(trial, results.instances)) is not None
+        and keeps_constraints(trial, results)
     ]
     complete.sort(key=lambda pair: (-estimate(pair[1]).mean, pair[0].number))
     ranked = []

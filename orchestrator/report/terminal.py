@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +19,11 @@ from orchestrator.report.statistics import (
     complete_scores,
     decimals,
     estimate_text,
+    front,
+    keeps_constraints,
     left_early,
     ranking,
+    score_mean,
     shared_difference,
     validation,
     where_steps_stop_paying,
@@ -49,8 +52,11 @@ def render_report(results: Results, top: int = 10) -> RenderableType:
 
 
 def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
-    if ranked:
+    if ranked and len(results.objectives) > 1:
+        yield _front_sentence(results)
+    elif ranked:
         yield winner_sentence(results, ranked)
+    if ranked:
         yield from _baseline_sentence(results, ranked[0].trial)
         yield from _validation_sentences(results, ranked[0].trial)
         yield from _left_sentence(results, ranked[0].trial)
@@ -76,6 +82,12 @@ def winner_sentence(results: Results, ranked: Sequence[Ranked]) -> str:
     if ties == 0:
         return f"{claim}; no other setting ties with it"
     return f"{claim}; {_count(ties, 'other setting')} cannot be told apart from it"
+
+
+def _front_sentence(results: Results) -> str:
+    """How many settings no other beats, and in what."""
+    wanted = " and ".join(f"{name} ({how[:3]})" for name, how in results.objectives.items())
+    return f"front: no other setting is better in {wanted} than {_count(len(front(results)), 'setting')}"
 
 
 def _baseline_sentence(results: Results, leader: TrialResult) -> Iterator[str]:
@@ -173,12 +185,16 @@ def _table(results: Results, ranked: Sequence[Ranked], top: int) -> Table:
     """One row per setting; a column per axis where they fit, otherwise one column that names them all."""
     shown = ranked[:top]
     ranks = _Column("", [str(entry.rank) for entry in shown])
-    scores = _score_column(results, ranked, top)
-    marks = _Column("", [_mark(entry) for entry in shown])
-    columns = [ranks, *_axis_columns(results, shown), scores, marks]
+    scores = [_score_column(results, ranked, top)]
+    several = len(results.objectives) > 1
+    on_front = front(results) if several else frozenset()
+    marks = _Column("", [_mark(entry, on_front) for entry in shown])
+    if several:
+        scores = [*scores, *_other_columns(results, shown)]
+    columns = [ranks, *_axis_columns(results, shown), *scores, marks]
     if sum(column.least_width + 2 for column in columns) > WIDTH:
         settings = [settings_text(entry.trial.settings) for entry in shown]
-        columns = [ranks, _Column("settings", settings, words=True), scores, marks]
+        columns = [ranks, _Column("settings", settings, words=True), *scores, marks]
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in columns:
@@ -216,7 +232,21 @@ def _header(name: str) -> str:
     return "\n".join(lines)
 
 
-def _mark(entry: Ranked) -> str:
+def _other_columns(results: Results, shown: Sequence[Ranked]) -> list[_Column]:
+    """The means of the objectives beside the first."""
+    columns = []
+    for name in results.objectives:
+        if name != results.objective:
+            means = [score_mean(entry.trial, name, results) for entry in shown]
+            columns.append(_Column(_header(name), ["" if mean is None else f"{mean:.3g}" for mean in means]))
+    return columns
+
+
+def _mark(entry: Ranked, on_front: Collection[int]) -> str:
+    if entry.trial.number in on_front:
+        return "front"
+    if on_front:
+        return ""
     if entry.rank == 1:
         return "best"
     return "tied" if entry.tied else ""
@@ -236,6 +266,11 @@ def _remarks(results: Results) -> Iterator[str]:
         ),
         (len(untouched), "not judged at all"),
     ]
+    complete = [trial for trial in results.trials if trial not in incomplete]
+    broken = [trial for trial in complete if not keeps_constraints(trial, results)]
+    if broken:
+        bounds = " and ".join(map(str, results.constraints))
+        yield f"left out: {_count(len(broken), 'setting')} for breaking {bounds}"
     if incomplete:
         yield "no mean: " + "; ".join(f"{_count(n, 'setting')} {kind}" for n, kind in kinds if n)
     # a trial counts once for each of its reasons

@@ -133,11 +133,11 @@ def _wilcoxon(table: ScoreTable, seed: int) -> Strategy:
 SEARCHES: dict[str, Search] = {
     "halving": Search(product(strategy="halving", early_look="off"), goal=0.12),
     "early_look": Search(product(strategy="halving", early_look="auto"), goal=0.07),
-    "tpe_racing": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="auto"), until=0.25, goal=0.10),
+    "tpe_racing": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="auto"), until=0.3, goal=0.10),
     "tpe": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="off"), until=0.4),
     "random": Search(product(strategy="random", trials=MOST_TRIALS, racing="off"), until=0.7),
     "wilcoxon_grid": Search(_wilcoxon),
-    "coordinate": Search(product(strategy="coordinate")),
+    "coordinate": Search(product(strategy="coordinate", rounds=3)),
     "refine": Search(_refine),
 }
 """Every strategy of the table, by the name that its figures end in. A new one is one line here."""

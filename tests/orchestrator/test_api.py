@@ -15,11 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import api, wiring
 from orchestrator.catalog.parquet import Tables
 from orchestrator.ray_pool import RayPool
+from orchestrator.report.statistics import front, left_early, ranking, validation
+from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
 from search_spaces.space import survey
 from search_spaces.strategies import PastTrial
@@ -222,6 +226,45 @@ def test_the_comet_archive_holds_every_picture_with_its_facts(finished: Finished
     assert any(upload["upload_type"] == "asset" for upload in uploads)
 
 
+def test_the_dashboards_storage_is_told_and_can_be_told_again(finished: Finished, tmp_path: Path) -> None:
+    path, root, first = finished
+    shutil.copytree(root, tmp_path / "runs")
+    result = api.run(path, str(tmp_path / "runs"), dashboard=True)
+    assert (result.exit_code, result.progress.generated) == (0, 0)
+    folder = result.folder / "optuna"
+    advice = f"optuna-dashboard {folder}/study.journal --artifact-dir {folder}/artifacts"
+    assert advice in " ".join(result.messages)
+    storage = f"sqlite:///{tmp_path}/study.db"
+    line = api.export("dragon", "optuna", storage, str(tmp_path / "runs"))
+    assert line.startswith(f"{CANDIDATES} trials of dragon in {storage}; look at it with")
+    means = {t.number: sum(t.scores.values()) / INSTANCES for t in first.results.trials}
+    journal = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    for told in (journal, RDBStorage(storage)):
+        trials = told.get_all_trials(told.get_study_id_from_name("dragon"))
+        assert {trial.number: trial.value for trial in trials} == pytest.approx(means)
+        images = {trial.number: list(trial.images.values()) for trial in first.results.trials}
+        assert {trial.number: trial.user_attrs["image_ids"] for trial in trials} == images
+    assert len(list((folder / "artifacts").iterdir())) == CANDIDATES * INSTANCES
+
+
+def test_a_dashboard_that_breaks_leaves_the_run_as_it_is(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise RuntimeError("no room for things\nat all")
+
+    path, root, first = finished
+    shutil.copytree(root, tmp_path / "runs")
+    monkeypatch.setattr(optuna_storage.Projection, "bring_up_to_date", fail)
+    result = api.run(path, str(tmp_path / "runs"), dashboard=True)
+    assert result.exit_code == 0
+    assert result.results.trials == first.results.trials
+    (said,) = [message for message in result.messages if message.startswith("the dashboard")]
+    assert "not brought up to date: no room for things; `latentsweep export dragon --to optuna" in said
+    log = (result.folder / "run.log").read_text(encoding="utf-8")
+    assert log.count("WARNING orchestrator.dashboard") == 1
+
+
 def test_the_plan_counts_what_the_run_did(finished: Finished, tmp_path: Path) -> None:
     path, root, result = finished
     before, after = api.plan(path, str(tmp_path)), api.plan(path, root)
@@ -391,3 +434,120 @@ def test_names_that_are_no_study_are_sentences(finished: Finished) -> None:
             api.results(name, finished[1])
     with pytest.raises(InputError, match="there is no study 'nothing'"):
         api.frame("nothing", finished[1])
+
+
+# Searches, with the real engine and real looks
+
+RACE = """
+study: race
+model: toyworld
+inputs:
+  - {image: cat.png, mask: cat-mask.png, prompt: a green dragon, score_text: a realistic green dragon}
+seeds: 4
+settings: {num_inference_steps: 6}
+space:
+  guidance_scale: [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 9, 12, 15]
+  strength: [0.5, 1.0]
+  negative_prompt: ["", cartoon, blurry]
+search: {strategy: halving, validate: 2}
+comet: {mode: off}
+"""
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Path, str, api.RunResult]:
+    folder = tmp_path_factory.mktemp("raced")
+    path, root = study_file(folder, RACE), str(folder / "runs")
+    return path, root, api.run(path, root)
+
+
+def test_a_race_takes_a_fraction_of_the_images_and_says_who_left(raced: Finished) -> None:
+    _, root, result = raced
+    assert result.exit_code == 0
+    results = result.results
+    assert result.progress.looks >= 16
+    assert len(results.trials) == 2 * (1 + 3 * 11) + 1  # guidance 1 has no negative prompt; and the baseline
+    assert result.progress.generated < len(results.trials) * 4 / 2
+    complete = [trial for trial in results.trials if len(trial.scores) == 4]
+    assert 3 <= len(complete) < 12
+    assert all(trial.settings["strength"] == 1 for trial in complete)
+    left = left_early(results, ranking(results)[0].trial)
+    assert left.certain + left.for_budget > 25
+    assert len(validation(results)) >= 3
+    table = api.frame("race", root)
+    assert set(table["role"].to_pylist()) == {"search", "validate"}
+    assert table["image"].null_count == 0, "looks have no row of their own"
+
+
+def test_a_race_that_is_run_again_does_nothing(raced: Finished) -> None:
+    path, root, first = raced
+    again = api.run(path, root)
+    assert again.was_complete
+    assert (again.progress.images, again.progress.best) == (first.progress.images, first.progress.best)
+
+
+def test_plan_of_a_race_counts_at_most_what_it_takes(raced: Finished, tmp_path: Path) -> None:
+    path, _, result = raced
+    planned = api.plan(path, str(tmp_path))
+    assert planned.images >= result.progress.images
+    assert planned.images < planned.trials * 4
+
+
+def test_a_closer_study_file_runs(raced: Finished, tmp_path: Path) -> None:
+    _, root, result = raced
+    path = api.closer("race", tmp_path / "closer.yaml", root)
+    planned = api.plan(path, str(tmp_path / "runs"))
+    best = ranking(result.results)[0].trial.settings
+    guidance = planned.study.space.axes["guidance_scale"].points()
+    assert guidance is not None
+    assert best["guidance_scale"] in guidance
+    assert planned.trials < 20
+    with pytest.raises(InputError, match="exists already"):
+        api.closer("race", path, root)
+
+
+def test_a_budget_ends_a_study_with_exit_code_3_and_the_same_command_has_no_more(
+    tmp_path: Path, local_ray: None
+) -> None:
+    path, root = (
+        study_file(tmp_path, STUDY + "budget: {images: 6}\ncomet: {mode: off}\n"),
+        str(tmp_path / "runs"),
+    )
+    first = api.run(path, root)
+    assert (first.exit_code, first.progress.generated) == (3, 6)
+    assert "the search ended early: the budget of 6 images is used up" in first.messages
+    again = api.run(path, root)
+    assert (again.exit_code, again.progress.generated) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ("{strategy: cmaes, trials: 5}", "cmaes"),
+        ("{strategy: tpe, trials: 5, options: {n_startup: 3}}", "n_startup"),
+        ("{strategy: my.Sampler, trials: 5}", "my.Sampler"),
+    ],
+)
+def test_samplers_that_cannot_be_had_are_sentences_before_anything_runs(
+    tmp_path: Path, search: str, words: str
+) -> None:
+    path = study_file(tmp_path, STUDY + f"search: {search}\n")
+    with pytest.raises(InputError) as caught:
+        api.plan(path, str(tmp_path / "runs"))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) -> None:
+    several = (
+        "objectives: [{clip_score: maximize}, {gpu_seconds: minimize}]\nconstraints: [gpu_seconds <= 60]\n"
+    )
+    text = STUDY + several + "search: {strategy: nsga2, trials: 5}\ncomet: {mode: off}\n"
+    path, root = study_file(tmp_path, text), str(tmp_path / "runs")
+    result = api.run(path, root)
+    assert result.exit_code == 0
+    assert len(result.results.trials) == 5
+    for trial in result.results.trials:
+        assert all(seconds > 0 for seconds in trial.measured["gpu_seconds"].values())
+    assert 1 <= len(front(result.results)) <= 5
+    assert api.run(path, root).was_complete

@@ -2,13 +2,16 @@
 
 import json
 import struct
+import sys
 import zlib
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import huggingface_hub.constants
+import optuna
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import cli, wiring
@@ -153,6 +156,70 @@ def test_a_bad_study_file(case: str, command: str, path: Path, capsys: pytest.Ca
     assert not (path.parent / "runs").exists(), "nothing is written for a study that cannot run"
 
 
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("study.db", ["'study.db' is no Optuna storage", "write journal:PATH"]),
+        ("journal:nowhere/study.log", ["cannot be reached", "nowhere is no folder"]),
+        ("sqlite:///nowhere/study.db", ["cannot be reached", "nowhere is no folder"]),
+        ("postgres://me:s3cret@127.0.0.1:1/x", ["'postgres' is no database", "did you mean 'postgresql'"]),
+        ("postgresql://me:s3cret@127.0.0.1:port/x", ["cannot be read"]),
+        ("postgresql://me:s3cret@127.0.0.1:1/x", ["the Optuna storage postgresql://me:***@127.0.0.1:1/x"]),
+    ],
+)
+def test_a_storage_that_cannot_be_reached(
+    storage: str, words: list[str], path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last one is refused by its driver, or for the want of it."""
+    for said in (
+        complaint(capsys, "run", str(path), "--dashboard", storage),
+        _export_complaint(storage, capsys),
+    ):
+        assert "s3cret" not in said
+        for word in words:
+            assert word in said
+    assert not (path.parent / "runs" / "catalog").exists()
+
+
+def _export_complaint(storage: str, capsys: pytest.CaptureFixture[str]) -> str:
+    resolved = wiring.resolve(Path("dragon.yaml"), "runs", lambda: 0)
+    StudyFolder("runs", "dragon").pin(resolved.study, resolved.text, resolved.images)
+    return complaint(capsys, "export", "dragon", "--to", "optuna", storage)
+
+
+def test_a_driver_that_is_not_installed_is_named_with_what_installs_it(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    said = complaint(capsys, "run", str(path), "--dashboard", "postgresql://127.0.0.1:1/x")
+    assert (
+        "needs the Python module psycopg, which is not here: `pip install 'latentsweep[postgresql]'`" in said
+    )
+    assert not (path.parent / "runs").exists()
+
+
+def test_a_storage_that_holds_another_study_of_this_name_is_refused_before_ray_starts(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = optuna.storages.JournalStorage(JournalFileBackend("theirs.log"))
+    optuna.create_study(study_name="dragon", storage=storage).add_trial(optuna.trial.create_trial(value=1.0))
+    said = complaint(capsys, "run", str(path), "--dashboard", "journal:theirs.log")
+    assert "theirs.log holds another study named 'dragon'" in said
+
+
+def test_what_cannot_be_exported(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no study 'dragon'" in complaint(capsys, "export", "dragon", "--to", "optuna", "a.log")
+    assert "did you mean 'optuna'" in complaint(capsys, "export", "dragon", "--to", "optun", "a.log")
+    assert "is not the name of a study" in complaint(capsys, "export", "../x", "--to", "optuna", "a.log")
+
+
+def test_a_study_file_is_not_taken_for_the_storage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "--dashboard", "dragon.yaml"])
+    assert ended.value.code == 2
+    assert "write it before --dashboard" in capsys.readouterr().err
+
+
 def bomb(width: int, height: int) -> bytes:
     """A tiny PNG that says it is huge."""
 
@@ -252,6 +319,24 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     ):
         assert words in out
     assert not (path.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("search: {strategy: tpe, trials: 5}", ["with 2 instances no trial can be told", "4 are the fewest"]),
+        ("search: {strategy: halving}", ["that the grid would take"]),
+        ("search: {validate: 3}", ["validation: the best 3 and the baseline on 3 fresh instances"]),
+        ("budget: {images: 4}", ["budget: images 4", "up to 4"]),
+    ],
+)
+def test_plan_says_what_a_search_may_take(
+    path: Path, capsys: pytest.CaptureFixture[str], more: str, words: list[str]
+) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + more + "\n", encoding="utf-8")
+    assert cli.main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words), out
 
 
 def test_several_options_of_schedulers_are_each_tried_with_their_own_values(path: Path) -> None:

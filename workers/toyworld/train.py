@@ -30,7 +30,8 @@ class Settings:
     """How much to train on, and where.
 
     `scenes` are drawn, `masks` chosen for each; `…_samples` are counted with repetitions. The batches are for
-    one step, shared by the UNet's `processes`. Parts get seeds of their own, counted up from `seed`.
+    one step, shared by the UNet's `processes`. Parts get seeds of their own, counted up from `seed`. `unet_start`
+    is the folder of a UNet to begin with instead of random weights.
     """
 
     work: Path = Path("build/toyworld")
@@ -46,7 +47,8 @@ class Settings:
     vae_batch: int = 16
     unet_samples: int = 400_000
     unet_batch: int = 64
-    caption_noise: float = 0.55
+    caption_noise: float = 0.25
+    unet_start: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("processes", "scenes", "masks"):
@@ -54,6 +56,10 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed} is negative; seeds are integers from 0")
+        if self.unet_start is not None and not self.unet_start.is_dir():
+            raise ValueError(
+                f"there is no folder {self.unet_start}; --unet-start names one that a UNet was saved in"
+            )
 
     def vae_plan(self) -> Plan:
         """How the VAE learns."""
@@ -79,6 +85,7 @@ class Settings:
             seed=self.seed + 4,
             caption_noise=self.caption_noise,
             processes=self.processes if self.device == "cpu" else 1,
+            start=str(self.unet_start or ""),
         )
 
     def _clip_plans(self, name: str, seed: int, texts: int, pictures: int) -> ClipPlans:
@@ -241,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a CPU (%(default)s)")
     parser.add_argument("--threads", type=int, help="of each stage but scenes and unet (as many as cores)")
     parser.add_argument("--caption-noise", type=float, default=plain.caption_noise, help="(%(default)s)")
+    parser.add_argument("--unet-start", type=Path, help="folder of a UNet to go on from (random weights)")
     parser.add_argument("--seed", type=int, default=plain.seed, help="(%(default)s)")
     for name, on_gpu in ON_GPU.items():
         parser.add_argument(

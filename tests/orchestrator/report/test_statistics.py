@@ -18,6 +18,7 @@ from orchestrator.report.statistics import (
     complete_scores,
     decimals,
     estimate_text,
+    front,
     left_early,
     ranking,
     shared_difference,
@@ -26,6 +27,7 @@ from orchestrator.report.statistics import (
     where_steps_stop_paying,
 )
 from search_spaces.estimates import Estimate, estimate, paired_difference
+from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Settings, Value
 
 # multiples of 1/8: sums, differences and shifts of them are exact, so that laws hold to the last bit
@@ -419,3 +421,53 @@ def test_the_validation_compares_with_the_baseline_on_fresh_instances() -> None:
 
 def test_without_a_validation_there_is_none() -> None:
     assert validation(raced(partly(1, {}))) == ()
+
+
+# Several objectives and constraints
+
+
+def costly(number: int, score: float, seconds: float | None) -> TrialResult:
+    measured = {} if seconds is None else {"gpu_seconds": dict.fromkeys(range(4), seconds)}
+    return partly(number, dict.fromkeys(range(4), score), measured=measured)
+
+
+BOTH: dict[str, Direction] = {"clip_score": "maximize", "gpu_seconds": "minimize"}
+
+
+def of(trials: Sequence[TrialResult], **more: Any) -> Results:
+    return Results("s", "clip_score", 4, {"guidance_scale": []}, trials, lambda _: None, [], [], **more)
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    trials = [
+        costly(0, 50, 9.0),
+        costly(1, 40, 3.0),
+        costly(2, 39, 3.0),
+        costly(3, 50, 10.0),
+        costly(4, 9, 1.0),
+    ]
+    assert front(of(trials, objectives=BOTH)) == {0, 1, 4}
+    assert front(of([*trials, costly(5, 99, None)], objectives=BOTH)) == {0, 1, 4}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
+def test_every_trial_off_the_front_is_beaten_by_one_on_it(points: list[tuple[int, int]]) -> None:
+    trials = [costly(number, score, seconds) for number, (score, seconds) in enumerate(points)]
+    on_front = front(of(trials, objectives=BOTH))
+    assert on_front
+    for number, (score, seconds) in enumerate(points):
+        better = [
+            n
+            for n in on_front
+            if points[n] != (score, seconds) and points[n][0] >= score and points[n][1] <= seconds
+        ]
+        assert bool(better) == (number not in on_front)
+
+
+def test_trials_that_break_a_constraint_are_not_ranked() -> None:
+    trials = [costly(0, 50, 9.0), costly(1, 40, 3.0), costly(2, 45, None)]
+    found = ranking(of(trials, constraints=[Constraint("gpu_seconds", "<=", 3.0)]))
+    assert [entry.trial.number for entry in found] == [1]
+    assert [
+        e.trial.number for e in ranking(of(trials, constraints=[Constraint("clip_score", ">=", 45)]))
+    ] == [0, 2]

@@ -12,6 +12,7 @@ from rich.console import Console
 from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, shorten, value_text
 from orchestrator.report.statistics import ranking
 from orchestrator.report.terminal import render_report, winner_sentence
+from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Settings
 
 STEPS = "num_inference_steps"
@@ -277,3 +278,20 @@ class TestRace:
         text = flowing(replace(THREE, baseline=0))
         assert "baseline: the model's own settings," in text
         assert "are the best" in text
+
+    def test_several_objectives_show_a_front_and_constraints_who_is_left_out(self) -> None:
+        seconds = (9.0, 3.0, 5.0)
+        trials = [
+            replace(trial, measured={"gpu_seconds": dict.fromkeys(range(2), second)})
+            for trial, second in zip(THREE.trials, seconds, strict=True)
+        ]
+        objectives: dict[str, Direction] = {"clip_score": "maximize", "gpu_seconds": "minimize"}
+        several = replace(THREE, trials=trials, objectives=objectives)
+        text = flowing(several)
+        assert text.count("front") == 3, "two rows and the sentence"
+        assert (
+            "front: no other setting is better in clip_score (max) and gpu_seconds (min) than 2 settings"
+            in text
+        )
+        bounded = flowing(replace(several, constraints=[Constraint("gpu_seconds", "<=", 5.0)]))
+        assert "left out: 1 setting for breaking gpu_seconds <= 5" in bounded

@@ -4,6 +4,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,28 @@ class World:
         return Halving(trials, entrants, instances, keep, lambda _: STEPS, looks, seed=self.seed)
 
 
+class MemoryTrials:
+    """The trials table, in memory."""
+
+    def __init__(self, past: Sequence[PastTrial]) -> None:
+        self._trials = {trial.number: trial for trial in past}
+
+    def add(self, assignment: Assignment, outcome: Outcome) -> None:
+        number, instance = assignment.trial.number, assignment.instance
+        trial = self._trials.get(number, PastTrial(number, assignment.trial.settings))
+        if isinstance(outcome, Looked):
+            looks = {**trial.looks, instance: [*trial.looks.get(instance, ()), outcome]}
+            self._trials[number] = replace(trial, looks=looks)
+        elif assignment.role == "validate":
+            self._trials[number] = replace(trial, validation={**trial.validation, instance: outcome})
+        else:
+            self._trials[number] = replace(trial, outcomes={**trial.outcomes, instance: outcome})
+
+    @property
+    def past(self) -> list[PastTrial]:
+        return [self._trials[number] for number in sorted(self._trials)]
+
+
 class Course:
     """One session of a race, with outcomes in a random order; past trials as the catalog keeps them."""
 
@@ -82,7 +105,8 @@ class Course:
             free = self.chance.choice([0, 1, 5, 20])
             asked = list(self.strategy.ask(free))
             assert len(asked) <= free
-            assert not {a.trial.number for a in asked} & set(self.dropped), "who has left is not dealt"
+            search = {a.trial.number for a in asked if a.role == "search"}
+            assert not search & set(self.dropped), "who has left is not dealt"
             self.dealt += asked
             under_way += asked
             if (free and not asked and not under_way) or len(self.journal) >= reports:
@@ -91,23 +115,18 @@ class Course:
             back, under_way = under_way[: len(under_way) // 2 + 1], under_way[len(under_way) // 2 + 1 :]
             outcomes = [(a, self.world.outcome(a.trial.settings, a.instance, a.stop_after)) for a in back]
             self.journal += outcomes
-            gone = self.strategy.report([Report(a.trial.number, a.instance, o) for a, o in outcomes])
+            told = [Report(a.trial.number, a.instance, o, a.role) for a, o in outcomes]
+            gone = self.strategy.report(told)
             assert not set(gone) & set(self.dropped), "a trial leaves once"
             self.dropped += gone
             under_way = [a for a in under_way if a.trial.number not in gone or self.chance.random() < 0.3]
         raise AssertionError("the race does not end")
 
     def past(self, before: Sequence[PastTrial] = ()) -> list[PastTrial]:
-        trials = {t.number: (t.settings, dict(t.outcomes), dict(t.looks)) for t in before}
+        catalog = MemoryTrials(before)
         for assignment, outcome in self.journal:
-            _, outcomes, looks = trials.setdefault(
-                assignment.trial.number, (assignment.trial.settings, {}, {})
-            )
-            if isinstance(outcome, Looked):
-                looks[assignment.instance] = [*looks.get(assignment.instance, ()), outcome]
-            else:
-                outcomes[assignment.instance] = outcome
-        return [PastTrial(number, *trials[number]) for number in sorted(trials)]
+            catalog.add(assignment, outcome)
+        return catalog.past
 
     def complete(self, instances: int, before: Sequence[PastTrial] = ()) -> dict[int, float]:
         """value → mean of the settings that were judged on all instances."""

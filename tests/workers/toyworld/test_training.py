@@ -29,7 +29,7 @@ from workers.toyworld.training.export import export_clip, export_pipeline, text_
 from workers.toyworld.training.latents import Latents, encode
 from workers.toyworld.training.loop import Learner, Plan, learn
 from workers.toyworld.training.tokenizer import LENGTH, VOCABULARY, train_tokenizer
-from workers.toyworld.training.unet import Lessons, UNetPlan, make_unet, train_unet
+from workers.toyworld.training.unet import Lessons, UNetPlan, captions, make_scheduler, make_unet, train_unet
 from workers.toyworld.training.vae import make_vae, psnr, standardised, train_vae
 
 CPU = torch.device("cpu")
@@ -116,6 +116,35 @@ def test_stopped_and_resumed_is_as_never_stopped_and_another_seed_is_not(
     assert any(not torch.equal(whole[name], other[name]) for name in whole)
 
 
+def test_a_unet_begins_with_the_weights_of_a_folder(lessons: Lessons, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    begun = make_unet()
+    begun.save_pretrained(tmp_path / "begun")
+    # So slow that a step hardly moves a weight.
+    plan = UNetPlan("unet", 1, 2, 1e-9, start=str(tmp_path / "begun"))
+    found = train_unet(plan, lessons, tmp_path / "unet.ckpt", CPU).state_dict()
+    wanted = begun.state_dict()
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
+
+
+def test_captions_are_wrong_empty_or_a_style_as_often_as_the_plan_says() -> None:
+    scenes = [
+        Scene("cat", "red", "cartoon", "night", 1),
+        Scene("cat", "red", "cartoon", "night", 2),
+        Scene("car", "blue", "realistic", "city", 3),
+    ]
+    plan = UNetPlan("unet", 1, 1, 1e-3, caption_noise=0.3, caption_dropout=0.1, caption_style=0.2)
+    texts = captions(plan, scenes, [0] * 4000, np.random.default_rng(0))
+    # A third of the wrong ones are the car's; words that tell nothing are empty too, one in some hundreds.
+    assert texts.count("realistic") / 4000 == pytest.approx(0.3 / 3 * 0.9 * 0.2, abs=0.01)
+    assert texts.count("cartoon") / 4000 == pytest.approx((1 - 0.3 / 3) * 0.9 * 0.2, abs=0.03)
+    assert texts.count("") / 4000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_noise_schedule_ends_in_almost_pure_noise() -> None:
+    assert make_scheduler().alphas_cumprod[-1].sqrt() < 0.01
+
+
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "line.ckpt"
     plan = Plan("line", 2, 1, 0.1)
@@ -177,6 +206,7 @@ def test_the_rate_rises_and_falls() -> None:
         (lambda: UNetPlan("unet", 1, 4, 1e-3, caption_noise=1.0), r"caption_noise 1.0 is not in 0..1"),
         (lambda: train.Settings(scenes=0), "scenes is 0; it must be at least 1"),
         (lambda: train.Settings(seed=-1), "seed -1 is negative"),
+        (lambda: train.Settings(unet_start=Path("nowhere")), "no folder nowhere; --unet-start names one"),
         (lambda: train.train(train.Settings(), ["vea"]), "unknown stage 'vea'; known are scenes, tokenizer"),
     ],
 )
