@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint train-toyworld clean
+.PHONY: demo test test-faults lint train-toyworld clean
 
 demo: .venv/installed  ## run the main study on the bundled model and say where the results are
 	$(BIN)/latentsweep run studies/cat-to-dragon.yaml
 
 test: .venv/installed-dev  ## all tests: no network, no GPU
 	$(BIN)/python -m pytest
+
+test-faults: .venv/installed-dev  ## servers that are started, killed and come back; minutes, and skipped aloud where one is not there
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgresql]'
+	$(BIN)/python -m pytest -m faults -rs
 
 lint: .venv/installed-dev  ## formatter, linter, type checker, import contracts
 	$(BIN)/ruff format --check .

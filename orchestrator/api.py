@@ -39,7 +39,7 @@ from orchestrator.tracking.comet import api_key_problem
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.requests import Failed, Scored, Settings, Value
 from search_spaces.space import Survey
-from search_spaces.strategies import PastTrial
+from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
 
 log = logging.getLogger(__name__)
@@ -192,6 +192,7 @@ def _sweep(
         interrupted,
         spent=folder.spent(),
         keep_spent=folder.keep_spent,
+        validation=partial(_validation, study, tables) if study.search.validation else None,
     )
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
@@ -202,6 +203,11 @@ def _sweep(
             "all other cells are their twins or cannot run"
         )
     return progress, tracker.close()
+
+
+def _validation(study: Study, tables: Tables) -> Strategy:
+    """What follows the search, from what the catalog has of it by then."""
+    return wiring.make_validation(study, past_trials(tables, study.name))
 
 
 def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:

@@ -67,7 +67,7 @@ def image_count(study: Study, trials: int) -> int:
     instances, search = len(study.instances), study.search
     drawn = pictures(trials, instances, search.keep) if search.strategy == "halving" else trials * instances
     if study.budget.images is not None:
-        drawn = min(drawn, study.budget.images)
+        drawn = min(drawn, study.budget.images)  # the validation is outside the search's budget
     return drawn + min(trials, VALIDATED + 1) * len(study.validation_instances)
 
 

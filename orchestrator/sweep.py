@@ -62,14 +62,18 @@ def sweep(
     clock: Callable[[], float] = time.monotonic,
     spent: Spent | None = None,
     keep_spent: Callable[[Spent], None] = lambda _: None,
+    validation: Callable[[], Strategy] | None = None,
 ) -> Progress:
     """Run a study to its end, or until `stopping` says so or its budget is used up.
 
     Then nothing new is begun, and what runs is finished and kept. `spent` is what earlier sessions used up;
-    `keep_spent` is told now and then, and at the end, what it has come to.
+    `keep_spent` is told now and then, and at the end, what it has come to. `validation` makes what follows the
+    search when that has come to its end, outside its budget.
     The strategy hears of an outcome only after `catalog.write` has returned for it.
     """
-    loop = _Sweep(study, strategy, pool, catalog, tracker, past, total, clock, spent or Spent(), keep_spent)
+    loop = _Sweep(
+        study, strategy, pool, catalog, tracker, past, total, clock, spent or Spent(), keep_spent, validation
+    )
     return loop.run(watch, stopping)
 
 
@@ -86,10 +90,12 @@ class _Sweep:
         clock: Callable[[], float],
         spent: Spent,
         keep_spent: Callable[[Spent], None],
+        validation: Callable[[], Strategy] | None,
     ) -> None:
         self._study, self._strategy, self._pool = study, strategy, pool
         self._catalog, self._tracker, self._clock = catalog, tracker, clock
         self._keep_spent, self._kept_at = keep_spent, clock()
+        self._validation, self._searches = validation, True
         self._instances = {"search": study.instances, "validate": study.validation_instances}
         self._took: dict[str, float] = {}  # seconds of stored pictures that are only scored
         self._begun, self._seconds_before = clock(), spent.seconds
@@ -117,31 +123,34 @@ class _Sweep:
                 stopped = True
                 self._pool.cancel(list(self._waiting))
             room = 0 if stopped else self._room()
-            stopped = stopped or self._progress.ended_by is not None
             idle = not (self._pool.outstanding or self._judged or self._done)
-            dealt = [] if stopped else self._strategy.ask(room)
+            dealt = self._strategy.ask(room) if room else []
             self._place(dealt)
             answered_only = bool(dealt) and not self._pool.outstanding
             self._take(self._pool.next_done(0.0 if answered_only else WAIT_SECONDS))
             if self._flush_is_due(idle=not self._pool.outstanding):
                 self._flush()
             watch(self._progress)
-            if stopped:
-                if not (self._pool.outstanding or self._judged or self._done):
-                    return self._ended()
-            elif idle and room > 0 and not dealt:  # what was under way might have had consequences
+            # What was under way at the question might have had consequences.
+            done = idle and not dealt and (stopped or room > 0 or self._progress.ended_by is not None)
+            if done and (stopped or not self._goes_on()):
                 return self._progress
 
-    def _ended(self) -> Progress:
-        """The progress of a study that was stopped; no budget ended it if nothing was left to do."""
-        if self._progress.ended_by and not self._strategy.ask(1):
-            self._progress.ended_by = None
-        return self._progress
+    def _goes_on(self) -> bool:
+        """Whether a validation follows, which it begins; the search's budget is judged at its end."""
+        if self._searches and self._progress.ended_by and not self._strategy.ask(1):
+            self._progress.ended_by = None  # nothing was left to do
+        if not self._searches or self._validation is None:
+            return False
+        self._searches, self._strategy = False, self._validation()
+        return True
 
     def _room(self) -> int:
         """How many assignments may be asked for: as many as keep the pool busy and the budget lasts for."""
         progress, budget = self._progress, self._study.budget
         progress.spent.seconds = self._seconds_before + self._clock() - self._begun
+        if not self._searches:
+            return self._pool.free
         progress.ended_by = spent_up(budget, progress.spent)
         if progress.ended_by:
             return 0

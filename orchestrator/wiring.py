@@ -33,7 +33,7 @@ from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.halving import Halving
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
-from search_spaces.strategies.validation import Validated
+from search_spaces.strategies.validation import Validation
 from search_spaces.study import PinnedInput, Study, pin
 from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
@@ -191,22 +191,7 @@ def _stretched(study: Study, images: Mapping[str, Image.Image]) -> list[str]:
 
 
 def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
-    """The strategy that a study names, and after it the validation."""
-    search = _search(study, past)
-    if not study.search.validation:
-        return search
-    baseline = study.judge.candidate(study.baseline)
-    return Validated(
-        search,
-        Trials(study.judge, study.objective, past),
-        len(study.instances),
-        len(study.validation_instances),
-        lambda settings: study.judge.candidate(settings) == baseline,
-        past,
-    )
-
-
-def _search(study: Study, past: Sequence[PastTrial]) -> Strategy:
+    """The strategy that a study names."""
     search, judge, instances = study.search, study.judge, len(study.instances)
     if search.samples:
         return _sampler(study, past)
@@ -226,6 +211,19 @@ def _search(study: Study, past: Sequence[PastTrial]) -> Strategy:
     entrants = list(islice(trials.candidates(cells), search.trials))
     looks = search.early_look == "auto" and study.model.family.slots
     return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed)
+
+
+def make_validation(study: Study, past: Sequence[PastTrial]) -> Validation:
+    """What follows the search of a study that came to `past`."""
+    baseline = study.judge.candidate(study.baseline)
+    return Validation(
+        past,
+        study.objective,
+        len(study.instances),
+        len(study.validation_instances),
+        lambda settings: study.judge.candidate(settings) == baseline,
+        study.constraints,
+    )
 
 
 def _sampler(study: Study, past: Sequence[PastTrial]) -> Strategy:

@@ -8,8 +8,9 @@ the picture that a model predicts early on is judged, and only the settings that
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from search_spaces.requests import Settings, Trial
 from search_spaces.strategies import Assignment, Report
@@ -267,29 +268,30 @@ class Halving:
         self._entrants = list(entrants)
         self._race: Race | None = None
         self._pilot = self._chosen(seed) if early_look else []
+        pilots = {trial.number for trial in self._pilot}
+        self._others = iter([trial for trial in self._entrants if trial.number not in pilots])
+        self._others_under_way: set[int] = set()
         self._dealt: set[tuple[int, int, int | None]] = set()
         self._gone = set(trials.infeasible)
         self._begin_race_when_piloted()
 
-    @property
-    def race(self) -> Race | None:
-        """The race itself; None while the pilot goes on."""
-        return self._race
-
     def ask(self, free: int) -> Sequence[Assignment]:
-        """The pilot's next looks, then the race's assignments."""
+        """The pilot's next looks, beside them first looks at others; then the race's assignments."""
         if free <= 0:
             return []
         if self._race is not None:
             return self._race.ask(free)
         wanted = [Assignment(trial, 0, after) for trial in self._pilot for after in self._next_look(trial)]
         dealt = [assignment for assignment in wanted if _key(assignment) not in self._dealt][:free]
+        if wanted:
+            dealt += islice(self._first_looks(), free - len(dealt))
         self._dealt |= {_key(assignment) for assignment in dealt}
         return dealt
 
     def report(self, reports: Sequence[Report]) -> Sequence[int]:
         """Drop what has turned out infeasible, and what a decided rung leaves behind."""
         infeasible = set(self._trials.take(reports))
+        self._others_under_way -= {report.trial for report in reports}
         self._begin_race_when_piloted()
         gone = infeasible
         if self._race is not None:
@@ -305,6 +307,15 @@ class Halving:
             return []
         return random.Random(seed).sample(able, PILOTS)
 
+    def _first_looks(self) -> Iterator[Assignment]:
+        """The earliest looks at the other settings: steps that the race takes in any case, so nobody idles."""
+        for trial in self._others:
+            after = look_after(self._steps(trial.settings), LOOK_SHARES[0])
+            known = self._trials.settled(trial.number, 0)
+            if after is not None and not known and self._trials.look(trial.number, 0, after) is None:
+                self._others_under_way.add(trial.number)
+                yield Assignment(trial, 0, after)
+
     def _next_look(self, trial: Trial) -> list[int | None]:
         """After how many UNet calls a pilot stops next, None at its end; nothing where that is done."""
         if self._trials.settled(trial.number, 0):
@@ -317,7 +328,9 @@ class Halving:
         return sorted({after for share in LOOK_SHARES if (after := look_after(steps, share)) is not None})
 
     def _begin_race_when_piloted(self) -> None:
-        if self._race is not None or not all(self._trials.settled(t.number, 0) for t in self._pilot):
+        if self._race is not None or self._others_under_way:
+            return
+        if not all(self._trials.settled(trial.number, 0) for trial in self._pilot):
             return
         self._pilot = [trial for trial in self._pilot if self._trials.score(trial.number, 0) is not None]
         forecast = next(filter(None, map(self._forecast, LOOK_SHARES)), None)

@@ -18,7 +18,7 @@ from orchestrator.catalog.memory import MemoryCatalog
 from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
-from orchestrator.wiring import make_strategy
+from orchestrator.wiring import make_strategy, make_validation
 from search_spaces.requests import Failed, Looked, Scored
 from search_spaces.strategies import Report
 from search_spaces.strategies.grid import Grid
@@ -308,7 +308,16 @@ def racing(study: Study, catalog: MemoryCatalog, pipeline: FakePipeline | None =
     worker = Worker(pipeline or FakePipeline(2), {"clip_score": BrightnessScorer()}, "fake")
     past = catalog.past()
     pool = InProcessPool(worker, batch=4)
-    return sweep(study, make_strategy(study, past), pool, catalog, NullTracker(), past)
+    strategy = make_strategy(study, past)
+    return sweep(
+        study,
+        strategy,
+        pool,
+        catalog,
+        NullTracker(),
+        past,
+        validation=(lambda: make_validation(study, catalog.past())) if study.search.validation else None,
+    )
 
 
 def racing_study(seeds: int = 4, **search: object) -> Study:
@@ -435,3 +444,14 @@ def test_what_was_spent_before_counts() -> None:
     )
     assert progress.generated == 2
     assert progress.spent.images == 10
+
+
+def test_a_validation_is_outside_the_searches_budget() -> None:
+    study = racing_study(validate=5).model_copy(update={"budget": BudgetSpec.model_validate({"images": 100})})
+    catalog = MemoryCatalog()
+    progress = racing(study, catalog)
+    assert progress.ended_by == "the budget of 100 images is used up"
+    roles = Counter(j.role for j in catalog.judged if not isinstance(j.outcome, Looked))
+    assert roles["search"] == 100
+    assert roles["validate"] >= 5
+    assert progress.generated == 100 + roles["validate"]

@@ -14,7 +14,6 @@ from search_spaces.strategies.halving import Halving
 from search_spaces.strategies.optuna_sampler import OptunaSampler
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
-from search_spaces.strategies.validation import Validated
 from tests.search_spaces.examples import INPAINTING
 from tests.search_spaces.strategies.test_halving import Course, World, keys
 
@@ -45,12 +44,6 @@ def sampled(past: Sequence[PastTrial], racing: bool) -> Strategy:
     )
 
 
-def validated(past: Sequence[PastTrial]) -> Strategy:
-    return Validated(
-        halving(past, looks=True), trials(past), INSTANCES, 3, lambda settings: settings == BASELINE, past
-    )
-
-
 MAKERS: dict[str, Callable[[Sequence[PastTrial]], Strategy]] = {
     "grid": lambda past: Grid(trials(past), SPACE.lattice(), INSTANCES),
     "halving": lambda past: halving(past, looks=False),
@@ -59,7 +52,6 @@ MAKERS: dict[str, Callable[[Sequence[PastTrial]], Strategy]] = {
     "refine": lambda past: Refine(trials(past), AXES, INSTANCES, 40),
     "sampler": lambda past: sampled(past, racing=False),
     "raced sampler": lambda past: sampled(past, racing=True),
-    "validated": validated,
 }
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 

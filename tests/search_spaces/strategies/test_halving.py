@@ -275,9 +275,18 @@ def test_looks_are_used_where_they_tell() -> None:
 def test_looks_that_tell_nothing_are_given_up_after_the_pilot() -> None:
     world = World(90, 2, blind=True)
     course = Course(world, world.race(16, looks=True)).run()
-    looked = {a.trial.number for a in course.dealt if a.stop_after is not None}
-    assert len(looked) == PILOTS
+    looks = Counter(a.trial.number for a in course.dealt if a.stop_after is not None)
+    assert sum(count == len(LOOK_SHARES) for count in looks.values()) == PILOTS
+    assert all(count in (1, len(LOOK_SHARES)) for count in looks.values())
     assert len({a.trial.number for a in course.dealt if a.stop_after is None}) == 90
+
+
+def test_workers_that_the_pilot_leaves_idle_look_at_the_others_first() -> None:
+    world = World(90, 2)
+    dealt = world.race(16, looks=True).ask(40)
+    assert len(dealt) == 40
+    assert len({a.trial.number for a in dealt}) == 40
+    assert {(a.instance, a.stop_after) for a in dealt} == {(0, look_after(STEPS, LOOK_SHARES[0]))}
 
 
 def test_few_settings_are_not_worth_a_pilot() -> None:
