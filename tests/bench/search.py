@@ -142,8 +142,8 @@ SEARCHES: dict[str, Search] = {
     "wilcoxon_grid": Search(_wilcoxon, times=4),
     "coordinate": Search(product(strategy="coordinate", rounds=3), times=4),
     "refine": Search(_refine, times=4),
-    "tpe_racing": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="auto"), until=0.3, goal=0.10),
-    "tpe": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="off"), until=0.4),
+    "tpe_racing": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="auto"), until=0.2, goal=0.10),
+    "tpe": Search(product(strategy="tpe", trials=MOST_TRIALS, racing="off"), until=0.3),
 }
 """Every strategy of the table, by the name that its figures end in. A new one is one line here."""
 
