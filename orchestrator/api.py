@@ -192,7 +192,7 @@ def _sweep(
         interrupted,
         spent=folder.spent(),
         keep_spent=folder.keep_spent,
-        validation=partial(_validation, study, tables) if study.search.validation else None,
+        validation=partial(_validation, study, tables, retry_failed) if study.search.validation else None,
     )
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
@@ -205,9 +205,10 @@ def _sweep(
     return progress, tracker.close()
 
 
-def _validation(study: Study, tables: Tables) -> Strategy:
+def _validation(study: Study, tables: Tables, retry_failed: bool) -> Strategy:
     """What follows the search, from what the catalog has of it by then."""
-    return wiring.make_validation(study, past_trials(tables, study.name))
+    past = past_trials(tables, study.name, forget_lost=retry_failed)
+    return wiring.make_validation(study, _of_this_space(past, study, surveyed(study)))
 
 
 def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:

@@ -42,9 +42,10 @@ def projected(study: Study, root: str, ended: bool) -> ProjectedStudy:
     columns = ["trial", "instance", "image_id", "time"]
     images: dict[tuple[int, int], str] = {}
     times: dict[int, list[datetime]] = {}
-    searched = (pa.compute.field("study") == study.name) & (pa.compute.field("role") == "search")
-    for row in tables.read("trials", columns, searched).to_pylist():
-        images[row["trial"], row["instance"]] = row["image_id"]
+    rows = tables.read("trials", [*columns, "role"], pa.compute.field("study") == study.name).to_pylist()
+    for row in rows:
+        if row["role"] == "search":
+            images[row["trial"], row["instance"]] = row["image_id"]
         times.setdefault(row["trial"], []).append(row["time"])
     trials = []
     for trial in past:

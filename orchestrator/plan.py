@@ -201,10 +201,11 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
             else f"{_up_to(study)}{plan.images:,} of {plan.trials:,} trials × {instances} instances, {there}",
         )
     raced = pictures(plan.trials, instances)
-    if study.search.strategy == "grid" and raced <= plan.trials * instances / 2:
+    races = len(study.objectives) == 1 and not study.constraints
+    if races and study.search.strategy == "grid" and raced <= plan.trials * instances / 2:
         yield (
             "advice",
-            f"search: {{strategy: halving}} would race the same settings with at most {raced:,} images",
+            f"search: {{strategy: halving}} would race the same settings with about {raced:,} images",
         )
     fewest = smallest_significant()
     if study.search.samples and study.search.racing == "auto" and instances < fewest:

@@ -148,9 +148,9 @@ class _Sweep:
     def _room(self) -> int:
         """How many assignments may be asked for: as many as keep the pool busy and the budget lasts for."""
         progress, budget = self._progress, self._study.budget
-        progress.spent.seconds = self._seconds_before + self._clock() - self._begun
         if not self._searches:
             return self._pool.free
+        progress.spent.seconds = self._seconds_before + self._clock() - self._begun
         progress.ended_by = spent_up(budget, progress.spent)
         if progress.ended_by:
             return 0
@@ -215,10 +215,11 @@ class _Sweep:
         new_calls = max(0, (made.unet_calls or 0) - calls)
         progress.generated += done.picture is not None
         progress.unet_calls += new_calls
-        spent = progress.spent
-        spent.images += done.picture is not None
-        spent.unet_calls += new_calls
-        spent.gpu_seconds += max(0.0, made.seconds_generate - seconds) + made.seconds_score
+        if self._searches:
+            spent = progress.spent
+            spent.images += done.picture is not None
+            spent.unet_calls += new_calls
+            spent.gpu_seconds += max(0.0, made.seconds_generate - seconds) + made.seconds_score
         if self._first_result is None:
             self._first_result = self._clock()
             return

@@ -30,7 +30,7 @@ from search_spaces.models import ModelDescription
 from search_spaces.requests import Scored, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
-from search_spaces.strategies.halving import Halving
+from search_spaces.strategies.halving import Halving, pictures
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.strategies.validation import Validation
@@ -209,8 +209,14 @@ def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
     if search.strategy == "grid":
         return Grid(trials, cells, instances, search.trials)
     entrants = list(islice(trials.candidates(cells), search.trials))
+    while study.budget.images is not None and len(entrants) > 1:
+        if pictures(len(entrants), instances, search.keep) <= study.budget.images:
+            break
+        entrants.pop()  # so many cannot be raced to the end
     looks = search.early_look == "auto" and study.model.family.slots
-    return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed)
+    baseline = judge.candidate(study.baseline)
+    always = {trial.number for trial in entrants if judge.candidate(trial.settings) == baseline}
+    return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed, always)
 
 
 def make_validation(study: Study, past: Sequence[PastTrial]) -> Validation:

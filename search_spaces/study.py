@@ -1,5 +1,6 @@
 """A study: one run of a study file with every default resolved, as it is pinned in the study's folder."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -12,6 +13,7 @@ from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_o
 from search_spaces.objectives import Constraint, Direction, parse_constraint
 from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value, content_hash
 from search_spaces.space import Judge, Space, canonical_settings
+from search_spaces.strategies.staged import coarse
 from search_spaces.study_file import BudgetSpec, CometSpec, EngineSpec, SearchSpec, StudySpec
 
 PIXEL_REVISION = 1
@@ -212,9 +214,11 @@ def pin(
 
 
 def _values(spec: StudySpec, name: str) -> Sequence[Value]:
+    """Every value that the file names for a setting; of a range its points."""
+    enqueued = [settings[name] for settings in spec.search.enqueue if name in settings]
     if name in spec.settings:
-        return (spec.settings[name],)
-    return (spec.space[name].points() or ()) if name in spec.space else ()
+        return (spec.settings[name], *enqueued)
+    return (*((spec.space[name].points() or ()) if name in spec.space else ()), *enqueued)
 
 
 _KIND_NAMES: Mapping[Kind, str] = {
@@ -327,6 +331,13 @@ def _check_search(study: Study, source: str) -> None:
             f"{source}: search: halving cannot race all of {size:,} cells at once; give search.trials, the number "
             "of them to draw at random, such as 10000"
         )
+    if search.strategy == "refine":
+        coarsest = math.prod(len(coarse(domain)) for domain in study.space.axes.values())
+        if search.trials is not None and search.trials <= coarsest:
+            raise InputError(
+                f"{source}: search.trials: {search.trials} leave nothing to refine with after the {coarsest} coarse "
+                "settings; give more, or fewer values"
+            )
     images = study.budget.images
     if images is not None and images < len(study.instances):
         raise InputError(

@@ -696,9 +696,11 @@ def _sentence(error: ErrorDetails) -> str:
         return f"unknown key {shown(key)}{place}{did_you_mean(str(key), _fields(parents))}"
     if kind == "missing":
         return f"the key {where!r} is missing"
-    if kind == "literal_error":
+    if kind == "literal_error" and error["loc"][:2] != ("engine", "rows"):
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return f"{where}: unknown {error['loc'][-1]} {shown(given)}{did_you_mean(str(given), known)}"
+    if error["loc"][:2] == ("engine", "rows"):
+        return f"engine.rows: {shown(given)} is neither auto nor a whole number from 1 to 4096"
     if error["loc"][0] == "seeds":
         return f"seeds: {shown(given)} is neither a count nor a list of whole numbers"
     problem = _PROBLEMS.get(kind, "is wrong: " + error["msg"])

@@ -197,8 +197,10 @@ def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[P
             if value is not None:
                 took = seconds.get(row["image_id"], 0.0)
                 outcomes[instance] = Scored({scorer_name(scorer): value, GPU_SECONDS: took})
-        elif not (forget_lost and row["state"] == "lost"):
-            outcomes.setdefault(instance, Failed(row["state"], row["reason"]))
+        elif row["state"] == "infeasible":  # which is for good, whatever machines lost before
+            outcomes[instance] = Failed("infeasible", row["reason"])
+        elif not forget_lost:
+            outcomes.setdefault(instance, Failed("lost", row["reason"]))
     return [found.past_trial(number) for number, found in sorted(trials.items())]
 
 

@@ -34,11 +34,18 @@ def closer_study(study: Study, text: str, results: Results, inputs: Path, folder
     document["space"] = {name: values for name, values in space.items() if len(values) > 1}
     fixed = {name: values[0] for name, values in space.items() if len(values) == 1}
     document["settings"] = {**document.get("settings", {}), **fixed}
-    document["search"] = {"strategy": "halving", "validate": document.get("search", {}).get("validate", 0)}
+    races = not (document.get("objectives") or document.get("constraints"))
+    validated = document.get("search", {}).get("validate", 0)
+    document["search"] = {"strategy": "halving" if races else "grid", "validate": validated}
     document.pop("exclude", None)
-    return f"# Closer around the best of {study.name}.\n" + yaml.safe_dump(
+    made = f"# Closer around the best of {study.name}.\n" + yaml.safe_dump(
         document, sort_keys=False, allow_unicode=True, width=100
     )
+    try:
+        study_file.parse(made, "the closer study file")
+    except InputError as error:
+        raise InputError(f"study {study.name} has no closer study file of this kind: {error}") from None
+    return made
 
 
 def closer_space(results: Results, axes: Mapping[str, Domain]) -> dict[str, list[Value]]:

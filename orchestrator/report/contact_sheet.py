@@ -118,6 +118,17 @@ def plan_sheet(results: Results, x: str | None = None, y: str | None = None) -> 
     found = [study.lookup.own(settings) or study.lookup.twin(settings) for row in grid for settings in row]
     if None not in axes and sum(trial is not None for trial in found) < len(found) / 2:
         return _best_trials(study)
+    # A value that only settings off this sheet have, such as the model's own, gets no row of empty cells.
+    kept = [
+        [
+            study.lookup.own(settings) is not None or study.lookup.twin(settings) is not None
+            for settings in row
+        ]
+        for row in grid
+    ]
+    rows = [row for row, there in zip(rows, kept, strict=True) if any(there)]
+    columns = [column for column, there in zip(columns, zip(*kept, strict=True), strict=True) if any(there)]
+    grid = [[{**study.anchor, **row, **column} for column in columns] for row in rows]
     cells = tuple(tuple(_grid_cell(study, settings) for settings in row) for row in grid)
     return Sheet(
         title=_grid_title(study, axes),

@@ -1,8 +1,8 @@
 """Sequential halving over paired instances: a few instances for all, the worse leave, the rest get more.
 
 After Karnin, Koren and Somekh, "Almost optimal exploration in multi-armed bandits" (ICML 2013), with settings as
-arms and the study's instances, the same for all, as draws. The first rung may lie inside the trajectory: then
-the picture that a model predicts early on is judged, and only the settings that look well there are drawn out.
+arms and the study's instances, the same for all, as draws. The first rungs may lie inside the trajectory: then
+the pictures that a model predicts early on are judged, and only the settings that look well there are drawn out.
 """
 
 import math
@@ -33,6 +33,9 @@ WORTH_A_PILOT = 3 * PILOTS
 
 LOOKS_TELL = 0.8
 """Correlation of looks with final scores, over the pilot's settings on one instance, from which looks are used."""
+
+LOOK_RUNGS = (1, 2, 4)
+"""Instances of the rungs that look, where they are at most half of all: several looks tell what one does not."""
 
 LOOKS_KEEP = 0.5
 """Share of the settings that a rung of looks leaves in the race at least: one look tells less than a picture."""
@@ -84,7 +87,8 @@ class Race:
     """One race over some trials: deals instance by instance, and cuts when a rung is decided.
 
     `steps` gives a trial's UNet calls, None where they are not known: then it is never looked at. Decisions
-    rest on outcomes alone, so a race that is begun again with the same outcomes takes the same course.
+    rest on outcomes alone, so a race that is begun again with the same outcomes takes the same course. The
+    trials of the numbers in `always` stay to the end, whatever they come to.
     """
 
     def __init__(
@@ -94,7 +98,9 @@ class Race:
         rungs: Sequence[Rung],
         keep: float,
         steps: Callable[[Settings], int | None] = lambda _: None,
+        always: Collection[int] = (),
     ) -> None:
+        self._always = frozenset(always)
         self._trials, self._rungs, self._keep, self._steps = trials, list(rungs), keep, steps
         self.entrants = list(entrants)
         self._dealt: set[tuple[int, int, int | None]] = set()
@@ -163,6 +169,7 @@ class Race:
         known = {trial.number for trial in best} | infeasible
         stay = {trial.number for trial in best[: self._survivors(len(best), rung)]}
         stay |= {trial.number for trial in self.entrants if trial.number not in known}
+        stay |= self._always - infeasible
         gone = [t.number for t in self.entrants if t.number not in stay and t.number not in infeasible]
         self.entrants = [trial for trial in self.entrants if trial.number in stay]
         return gone
@@ -248,7 +255,7 @@ class Race:
 
 
 class Halving:
-    """Races some trials over the instances.
+    """Races some trials over the instances; those of the numbers in `always` stay to the end.
 
     With `early_look`, a random pilot is drawn first with looks on its way; where these tell enough of the final
     scores, the race begins with looks.
@@ -263,9 +270,10 @@ class Halving:
         steps: Callable[[Settings], int | None] = lambda _: None,
         early_look: bool = False,
         seed: int = 0,
+        always: Collection[int] = (),
     ) -> None:
         self._trials, self._instances, self._keep, self._steps = trials, instances, keep, steps
-        self._entrants = list(entrants)
+        self._entrants, self._always = list(entrants), always
         self._race: Race | None = None
         self._pilot = self._chosen(seed) if early_look else []
         pilots = {trial.number for trial in self._pilot}
@@ -336,8 +344,12 @@ class Halving:
         forecast = next(filter(None, map(self._forecast, LOOK_SHARES)), None)
         course = rungs(len(self._entrants), self._instances, self._keep)
         if forecast is not None:
-            course = [Rung(1, forecast), *course]
-        self._race = Race(self._trials, self._entrants, course, self._keep, self._steps)
+            looks = [size for size in LOOK_RUNGS if size == 1 or 2 * size <= self._instances]
+            course = [
+                *(Rung(size, forecast) for size in looks),
+                *(rung for rung in course if rung.instances >= looks[-1]),
+            ]
+        self._race = Race(self._trials, self._entrants, course, self._keep, self._steps, self._always)
 
     def _forecast(self, share: float) -> Forecast | None:
         """The line through the pilot's looks at a share of the calls; None where they do not tell."""

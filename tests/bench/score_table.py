@@ -149,7 +149,14 @@ def bench_study(axes: Mapping[str, Domain] = AXES, seeds: int = SEEDS) -> "tuple
     with tempfile.TemporaryDirectory() as root:
         resolved = wiring.resolve(STUDY, root, lambda: 0)
     settings = {name: value for name, value in resolved.study.settings.items() if name not in axes}
-    changes = {"space": Space(axes=dict(axes)), "seeds": tuple(range(seeds)), "settings": settings}
+    # Its own words, whose style the settings have to find, so that the example may change without the table.
+    words = {"prompt": "a green dragon", "score_text": "a realistic green dragon"}
+    changes = {
+        "space": Space(axes=dict(axes)),
+        "seeds": tuple(range(seeds)),
+        "settings": settings,
+        "inputs": tuple(each.model_copy(update=words) for each in resolved.study.inputs),
+    }
     inputs = {name: encode_png(image) for name, image in resolved.images.items()}
     return resolved.study.model_copy(update=changes), inputs
 

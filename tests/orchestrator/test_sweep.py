@@ -447,11 +447,11 @@ def test_what_was_spent_before_counts() -> None:
 
 
 def test_a_validation_is_outside_the_searches_budget() -> None:
-    study = racing_study(validate=5).model_copy(update={"budget": BudgetSpec.model_validate({"images": 100})})
+    study = racing_study(validate=5).model_copy(update={"budget": BudgetSpec.model_validate({"images": 70})})
     catalog = MemoryCatalog()
     progress = racing(study, catalog)
-    assert progress.ended_by == "the budget of 100 images is used up"
+    assert progress.ended_by == "the budget of 70 images is used up"
     roles = Counter(j.role for j in catalog.judged if not isinstance(j.outcome, Looked))
-    assert roles["search"] == 100
+    assert roles["search"] == 70
     assert roles["validate"] >= 5
-    assert progress.generated == 100 + roles["validate"]
+    assert progress.generated == 70 + roles["validate"]

@@ -61,6 +61,7 @@ def document() -> dict[str, Any]:
         "space": {"guidance_scale": [1, 3]},
         "search": {},
         "comet": {},
+        "engine": {},
     }
 
 
@@ -278,6 +279,8 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ("search", {"validat": 1}, ["unknown key 'validat' in search", "did you mean 'validate'?"]),
         ("search", {"enqueue": [{"strength": 2}]}, ["search.enqueue.strength: 2", "above 1"]),
         ("search", {"enqueue": [3]}, ["search.enqueue[0]: 3", "is not a mapping"]),
+        ("engine", {"rows": "many"}, ["engine.rows: 'many' is neither auto nor a whole number from 1 to 4096"]),
+        ("engine", {"rows": 0}, ["engine.rows: 0 is neither auto nor"]),
         ("budget", {"images": 0}, ["budget.images: 0", "below 1"]),
         ("budget", {"seconds": 0}, ["budget.seconds: 0", "must be above 0"]),
         ("budget", {"gpu_second": 5}, ["unknown key 'gpu_second' in budget", "did you mean 'gpu_seconds'?"]),

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def fastest_rows(call: Callable[[int], None], clock: Callable[[], float] = time.
     """The rows from which doubling twice gains less than 5 %, from 2 on; `call` makes one UNet call of so many.
 
     Twice, since a machine that is busy with something else may hide one gain. Where memory runs out, the rows
-    before that. Raises torch.OutOfMemoryError where not even 2 rows fit.
+    before that; 1 where not even 2 fit.
     """
     begun, best, best_rate, in_vain = clock(), 0, 0.0, 0
     rows = 2
@@ -35,8 +36,6 @@ def fastest_rows(call: Callable[[int], None], clock: Callable[[], float] = time.
                 call(rows)
                 times.append(clock() - start)
         except torch.OutOfMemoryError:
-            if not best:
-                raise
             break
         rate = rows / max(min(times), 1e-9)
         if best and rate < best_rate * WORTH_DOUBLING:
@@ -44,7 +43,7 @@ def fastest_rows(call: Callable[[int], None], clock: Callable[[], float] = time.
         else:
             best, best_rate, in_vain = rows, rate, 0
         rows *= 2
-    return best
+    return best or 1
 
 
 def remembered_rows(facts: Mapping[str, object], measure: Callable[[], int]) -> int:
@@ -54,12 +53,15 @@ def remembered_rows(facts: Mapping[str, object], measure: Callable[[], int]) -> 
     every worker measures for itself.
     """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    path = _cache_folder() / f"{key}.json"
+    try:
+        path = _cache_folder() / f"{key}.json"
+    except RuntimeError:  # nobody's home
+        return measure()
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        if isinstance(rows, int) and 1 <= rows <= MOST_ROWS:
+        if type(rows) is int and 1 <= rows <= MOST_ROWS:
             return rows
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     rows = measure()
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -68,7 +70,8 @@ def remembered_rows(facts: Mapping[str, object], measure: Callable[[], int]) -> 
         aside.write_text(json.dumps({**facts, "rows": rows}, indent=2), encoding="utf-8")
         aside.rename(path)
     except OSError:
-        pass
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
     return rows
 
 

@@ -116,6 +116,8 @@ class SlotEngine:
 
     @rows.setter
     def rows(self, rows: int) -> None:
+        if rows < 1:
+            raise ValueError(f"{rows} rows are below 1")
         self._rows.capacity = rows
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
@@ -206,8 +208,11 @@ class SlotEngine:
             run = _Run(request)
             run.thread.run = functools.partial(self._draw, run)
         run.request = request
-        rows = 2 if guidance_is_on(request.settings, self._model) else 1
-        self._rows.add(run, rows, _length(request, self._model) - run.unet_calls)
+        self._wait_for_rows(run)
+
+    def _wait_for_rows(self, run: _Run) -> None:
+        rows = 2 if guidance_is_on(run.request.settings, self._model) else 1
+        self._rows.add(run, rows, _length(run.request, self._model) - run.unet_calls)
 
     def _cancel(self, cancelled: Collection[str]) -> None:
         if not cancelled:
@@ -228,8 +233,13 @@ class SlotEngine:
 
     def _tick(self) -> None:
         """Admit what fits, make one UNet call over all rows, decode what is ready."""
-        while admitted := self._rows.admit():  # one that fails at once, or has nothing to run, frees its rows
-            for run in admitted:
+        while True:  # one that fails at once, or has nothing to run, frees its rows
+            self._rows.admit()
+            # Those just admitted, and those that a Ctrl-C in another's beginning kept from their own.
+            to_begin = [run for run in self._rows.live if not isinstance(run.asks, UNetCall)]
+            if not to_begin:
+                break
+            for run in to_begin:
                 self._resume(run)
         calls = [(run, run.asks) for run in self._rows.live if isinstance(run.asks, UNetCall)]
         for batch in _alike(calls):
@@ -253,9 +263,10 @@ class SlotEngine:
         run.seconds += time.perf_counter() - begun
         self._heed(run, outcome)
 
-    def _refuse(self, run: _Run, reason: str) -> None:
+    def _refuse(self, run: _Run, reason: str, infeasible: bool = False) -> None:
         """Let a call end with a reason in place of an answer."""
-        self._heed(run, run.thread.throw(_LostError(reason)))
+        failed = Failed("infeasible" if infeasible else "lost", reason)
+        self._heed(run, run.thread.throw(_EndedError(failed)))
 
     def _heed(self, run: _Run, outcome: Call | Image.Image | Failed) -> None:
         if isinstance(outcome, UNetCall):
@@ -279,16 +290,18 @@ class SlotEngine:
         """One UNet call, or as few as hold `rows` rows each, for runs whose tensors can stand side by side."""
         while batch:
             part = _as_many_as_fit(batch, self._rows.capacity)
-            begun, problem, halve = time.perf_counter(), None, False
+            begun, problem, halve, tried = time.perf_counter(), None, False, 0
             try:
                 noise = self._unet([call for _, call in part])
             except torch.OutOfMemoryError as error:
-                problem, halve = _reason(error), len(part) > 1
+                rows = sum(len(call.sample) for _, call in part)
+                tried = max(rows, self._rows.capacity) if self._padded else rows
+                problem, halve = _reason(error), len(part) > 1 or tried > rows
             except Exception as error:  # noqa: BLE001  # whatever a model raises is its requests' failure
                 problem = _reason(error)
             # Not within `except`, where the exception would keep the failed call's tensors alive.
             if halve:
-                self._halve(sum(len(call.sample) for _, call in part))
+                self._halve(tried)
                 continue
             batch = batch[len(part) :]
             if problem is None:
@@ -362,13 +375,23 @@ class SlotEngine:
             image, start = images[start : start + len(each)], start + len(each)
             if isinstance(run.asks, LookCall):
                 self._show(run, run.asks.after, image)
+            elif not torch.isfinite(image).all():  # seen here, since some pipelines paste over it
+                self._refuse(run, "the picture holds NaN", infeasible=True)
             else:
                 self._resume(run, image)
 
     def _show(self, run: _Run, after: int, image: torch.Tensor) -> None:
-        """Give back what a call predicts, and keep the call so that it may go on."""
-        picture = self._pipeline.image_processor.postprocess(image, output_type="np")[0]
-        self._give_back(run, checked(picture, flagged=False), run.unet_calls, after)
+        """Give back what a call predicts, and keep the call so that it may go on.
+
+        Where that is no picture, the call goes on at once: whether its end is one, only its end can tell.
+        """
+        picture = checked(
+            self._pipeline.image_processor.postprocess(image, output_type="np")[0], flagged=False
+        )
+        if isinstance(picture, Failed):
+            self._wait_for_rows(run)
+            return
+        self._give_back(run, picture, run.unet_calls, after)
         if run.request.image_id in self._aside:
             self._end(self._aside.pop(run.request.image_id))
         self._aside[run.request.image_id] = run
@@ -387,8 +410,8 @@ class SlotEngine:
             if request.stop_after is not None:
                 watch(scheduler, lambda: run.request.stop_after, self._decodable)
             result = pipeline(**call_arguments([request], self._model, self._inputs))
-        except _LostError as error:
-            return Failed("lost", str(error))
+        except _EndedError as error:
+            return error.failed
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
             return Failed("lost", _reason(error))
         flagged = getattr(result, "nsfw_content_detected", None) or [False]
@@ -419,8 +442,12 @@ class SlotEngine:
         return latents * scale / factor + shift
 
 
-class _LostError(Exception):
-    """Thrown into a call whose question has no answer; its text says why."""
+class _EndedError(Exception):
+    """Thrown into a call whose question has no answer; `failed` says why."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.reason)
+        self.failed = failed
 
 
 def _reason(error: Exception) -> str:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from search_spaces.models import ModelDescription
+from search_spaces.models import FAMILIES, ModelDescription
 from search_spaces.requests import Failed, ImageRequest, Value
 from workers.pipelines import Generated, Inputs
 
-PER_ROW = ("negative_prompt", "prompt_2", "negative_prompt_2")
+PER_ROW = ("negative_prompt", "prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
 """Texts that may differ from image to image of one call; all other settings hold for the whole call."""
 
 NOT_IN_A_BATCH = ("padding_mask_crop",)
@@ -58,7 +58,10 @@ class WholeCallPipeline:
         """What a call's requests share; without a set size, a call draws all at the size of its first input."""
         sized = all(request.settings.get(side) is not None for side in ("width", "height"))
         image = None if sized or request.image is None else self._inputs.get(request.image)
-        return call_key(request), image.size if image else None
+        key = call_key(request)
+        if request.image is not None and self._model.pipeline not in FAMILIES:
+            key += request.image_id  # some pipelines take several images for references of one picture
+        return key, image.size if image else None
 
     def _generate(self, group: Sequence[ImageRequest]) -> list[Generated]:
         """One call for the group; if it fails, each request alone, so that only the guilty one is lost."""

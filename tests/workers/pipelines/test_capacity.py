@@ -49,8 +49,7 @@ def test_one_doubling_in_vain_does_not_end_it() -> None:
 
 def test_memory_ends_the_doubling() -> None:
     assert found(Device(lambda _: 0.001, fits=40)) == 32
-    with pytest.raises(torch.OutOfMemoryError):
-        found(Device(lambda _: 0.001, fits=1))
+    assert found(Device(lambda _: 0.001, fits=1)) == 1
 
 
 def test_a_slow_device_is_not_measured_for_ever() -> None:

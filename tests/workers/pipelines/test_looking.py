@@ -327,7 +327,9 @@ class TestSetAside:
         text.assert_plain(made, [request])
         assert len(suspended()) == before
 
-    def test_a_look_at_nan_is_infeasible(self, text: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_request_that_is_nan_throughout_is_infeasible_and_no_look(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         original = type(text.pipeline).encode_prompt
 
         def broken(*arguments: Any, **keywords: Any) -> Any:
@@ -335,10 +337,21 @@ class TestSetAside:
             return (made[0] * torch.nan, *made[1:])
 
         monkeypatch.setattr(type(text.pipeline), "encode_prompt", broken)
-        request = text.request()
-        (look,) = drained(text.engine(), [looking(request, 1)])
-        assert look.picture == Failed("infeasible", "the picture holds NaN")
-        assert look.after == 1
+        (end,) = drained(text.engine(), [looking(text.request(), 1)])
+        assert end.picture == Failed("infeasible", "the picture holds NaN")
+        assert end.after is None
+
+    def test_a_look_that_is_no_picture_does_not_condemn_the_picture(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine, request = text.engine(), text.request()
+        decode, calls = engine._vae.decode_now, iter([torch.nan])
+        monkeypatch.setattr(engine._vae, "decode_now", lambda latents: decode(latents) * next(calls, 1.0))
+        (end,) = drained(engine, [looking(request, 1)])
+        assert end.after is None
+        assert not isinstance(end.picture, Failed)
+        (plain,) = drained(text.engine(), [request])
+        assert end.picture.tobytes() == plain.picture.tobytes()  # type: ignore[union-attr]
 
 
 def ids(made: Sequence[Generated]) -> list[str]:
