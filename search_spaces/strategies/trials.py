@@ -1,7 +1,7 @@
 """What a strategy over finite candidates remembers: the trials' numbers, and what became of each pair."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from search_spaces.requests import Failed, Looked, Outcome, Scored, Settings, Trial
 from search_spaces.space import Judge
@@ -58,10 +58,6 @@ class Trials:
                     found.add(report.trial)
         self.infeasible |= found
         return sorted(found)
-
-    def outcomes(self, number: int) -> Mapping[int, Outcome]:
-        """What became of a trial's instances."""
-        return self._outcomes.get(number, {})
 
     def score(self, number: int, instance: int) -> float | None:
         """The score of a pair; None where there is none."""
