@@ -69,6 +69,14 @@ class _Run:
     asks: Call | None = None
     unet_calls: int = 0
     seconds: float = 0.0
+    rows_before: int = 0  # the engine's, before this call ran out of memory by itself
+
+
+@dataclass(frozen=True)
+class _OutOfMemory:
+    """How a call ends that ran out of memory in what it does by itself: encoding texts and images, stepping."""
+
+    reason: str
 
 
 @dataclass
@@ -85,7 +93,8 @@ class SlotEngine:
 
     A request takes two rows with guidance and one without. `set_aside` bounds the requests that were looked at
     and wait to be resumed. Where memory runs out, the rows are halved and what was in flight goes on, and the
-    next result says so.
+    next result says so. Requests under way or set aside keep the engine and its model in memory: cancel them
+    before letting go of it.
     """
 
     def __init__(
@@ -138,15 +147,6 @@ class SlotEngine:
         finished, self._finished = self._finished, []
         return finished
 
-    def close(self) -> None:
-        """Let go of everything under way or set aside; without it, running calls keep the model in memory."""
-        with torch.inference_mode():
-            for run in [*self._rows.live, *self._rows.waiting, *self._to_decode, *self._aside.values()]:
-                self._rows.remove(run)
-                self._end(run)
-        self._to_decode.clear()
-        self._aside.clear()
-
     def compile(self) -> None:
         """Compile the UNet's blocks with the next call; from then on every batch is padded to `rows` rows."""
         self._padded = True
@@ -180,8 +180,7 @@ class SlotEngine:
     def _bare_call(self, example: ImageRequest) -> Iterator[Callable[[int], None]]:
         """A function that calls the UNet on so many copies of an example's first row."""
         with torch.inference_mode():
-            run = _Run(example)
-            run.thread.run = functools.partial(self._draw, run)
+            run = self._made_ready(_Run(example))
             asks = run.thread.switch()
             if not isinstance(asks, UNetCall):
                 raise ValueError(f"the example gives no UNet call but {asks}")
@@ -203,12 +202,15 @@ class SlotEngine:
         return bool(self._rows.live or self._rows.waiting or self._to_decode)
 
     def _take(self, request: ImageRequest) -> None:
-        run = self._aside.pop(request.image_id, None)
-        if run is None:
-            run = _Run(request)
-            run.thread.run = functools.partial(self._draw, run)
+        run = self._aside.pop(request.image_id, None) or self._made_ready(_Run(request))
         run.request = request
         self._wait_for_rows(run)
+
+    def _made_ready(self, run: _Run) -> _Run:
+        """A run at the beginning of its call."""
+        run.thread, run.asks, run.unet_calls = greenlet.greenlet(), None, 0
+        run.thread.run = functools.partial(self._draw, run)
+        return run
 
     def _wait_for_rows(self, run: _Run) -> None:
         rows = 2 if guidance_is_on(run.request.settings, self._model) else 1
@@ -268,9 +270,12 @@ class SlotEngine:
         failed = Failed("infeasible" if infeasible else "lost", reason)
         self._heed(run, run.thread.throw(_EndedError(failed)))
 
-    def _heed(self, run: _Run, outcome: Call | Image.Image | Failed) -> None:
+    def _heed(self, run: _Run, outcome: Call | Image.Image | Failed | _OutOfMemory) -> None:
         if isinstance(outcome, UNetCall):
             run.asks = outcome
+            return
+        if isinstance(outcome, _OutOfMemory):
+            self._begin_again(run, outcome.reason)
             return
         self._rows.remove(run)
         if isinstance(outcome, DecodeCall | LookCall):
@@ -279,6 +284,24 @@ class SlotEngine:
             return
         calls = run.unet_calls if isinstance(outcome, Image.Image) else None
         self._give_back(run, outcome, calls)
+
+    def _begin_again(self, run: _Run, reason: str) -> None:
+        """Draw a call that ran out of memory by itself, as it encoded, anew beside half of the rows.
+
+        Alone it is lost; and since halving was no help then, the rows are as many as before.
+        """
+        rows = self._rows.used
+        self._rows.remove(run)
+        if self._rows.live and self._rows.capacity > 1:
+            run.rows_before = run.rows_before or self._rows.capacity
+            if rows <= self._rows.capacity:  # else it was admitted before another had them halved
+                self._halve(rows)
+            self._wait_for_rows(self._made_ready(run))
+            return
+        if run.rows_before > self._rows.capacity:
+            self._rows.capacity = run.rows_before
+            self._notes.append(f"{run.rows_before} UNet rows at a time again: fewer did not help")
+        self._give_back(run, Failed("lost", reason), None)
 
     def _give_back(
         self, run: _Run, picture: Image.Image | Failed, calls: int | None, after: int | None = None
@@ -399,7 +422,7 @@ class SlotEngine:
             _, oldest = self._aside.popitem(last=False)
             self._end(oldest)
 
-    def _draw(self, run: _Run) -> Image.Image | Failed:
+    def _draw(self, run: _Run) -> Image.Image | Failed | _OutOfMemory:
         """The body of a run: one plain call on a pipeline whose heavy parts are shared."""
         request = run.request
         try:
@@ -412,6 +435,8 @@ class SlotEngine:
             result = pipeline(**call_arguments([request], self._model, self._inputs))
         except _EndedError as error:
             return error.failed
+        except torch.OutOfMemoryError as error:
+            return _OutOfMemory(_reason(error))
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
             return Failed("lost", _reason(error))
         flagged = getattr(result, "nsfw_content_detected", None) or [False]
