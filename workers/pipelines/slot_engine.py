@@ -11,7 +11,7 @@ import functools
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,10 @@ from workers.pipelines.shared_models import (
     SharedUNet,
     SharedVae,
     UNetCall,
+    content,
     remembered_prompts,
 )
+from workers.pipelines.shared_rows import SharedRows
 from workers.pipelines.whole_call import (
     SchedulerKey,
     call_arguments,
@@ -70,6 +72,14 @@ class _Run:
     unet_calls: int = 0
     seconds: float = 0.0
     rows_before: int = 0  # the engine's, before this call ran out of memory by itself
+    text: torch.Tensor | None = None
+    text_names: Sequence[Hashable] = ()  # equal for rows of equal text
+
+    def names_of_text(self, text: torch.Tensor) -> Sequence[Hashable]:
+        """What each row of an embedded text holds; a call uses the same one to its end."""
+        if self.text is not text:
+            self.text, self.text_names = text, [content(row) for row in text]
+        return self.text_names
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,8 @@ class SlotEngine:
         self._padded, self._patience, self._set_aside = False, patience, set_aside
         self._vae = SharedVae(pipeline.vae)
         self._shared = _shared_attributes(pipeline, self._vae)
+        # On a GPU, where the layers that skip rows take little of the time, nobody has measured it.
+        self._shared_rows = SharedRows(pipeline.unet) if pipeline.unet.device.type == "cpu" else None
         self._schedulers = Remembered(SCHEDULERS)
         self._aside: OrderedDict[str, _Run] = OrderedDict()
         self._to_decode: list[_Run] = []
@@ -149,7 +161,7 @@ class SlotEngine:
 
     def compile(self) -> None:
         """Compile the UNet's blocks with the next call; from then on every batch is padded to `rows` rows."""
-        self._padded = True
+        self._padded, self._shared_rows = True, None  # shapes that never change
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
         for module in self._pipeline.unet.modules():
             if type(module).__name__ in COMPILED_BLOCKS:
@@ -187,7 +199,8 @@ class SlotEngine:
             one = UNetCall(asks.sample[:1], asks.timestep, _first_row(asks.keywords))
 
             def call(rows: int) -> None:
-                self._unet([one] * rows)
+                sample, times, keywords = _stacked_calls([one] * rows, 0)
+                self._pipeline.unet(sample, times, **keywords, return_dict=False)
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
 
@@ -195,7 +208,6 @@ class SlotEngine:
                 yield call
             finally:
                 self._end(run)
-                self.usage = Usage()
 
     @property
     def _is_busy(self) -> bool:
@@ -315,7 +327,7 @@ class SlotEngine:
             part = _as_many_as_fit(batch, self._rows.capacity)
             begun, problem, halve, tried = time.perf_counter(), None, False, 0
             try:
-                noise = self._unet([call for _, call in part])
+                noise = self._unet(part)
             except torch.OutOfMemoryError as error:
                 rows = sum(len(call.sample) for _, call in part)
                 tried = max(rows, self._rows.capacity) if self._padded else rows
@@ -345,20 +357,27 @@ class SlotEngine:
             self._resume(run, noise[start : start + rows])
             start += rows
 
-    def _unet(self, calls: Sequence[UNetCall]) -> torch.Tensor:
+    def _unet(self, part: Sequence[tuple[_Run, UNetCall]]) -> torch.Tensor:
         """The UNet's answer for all calls' rows, in their order."""
-        rows = sum(len(call.sample) for call in calls)
+        rows = sum(len(call.sample) for _, call in part)
         padding = max(0, self._rows.capacity - rows) if self._padded else 0
-        sample, timestep = calls[0].sample, calls[0].timestep
-        samples = [call.sample for call in calls] + [sample[:1]] * padding
-        times = [call.timestep.reshape(1).float().expand(len(call.sample)) for call in calls]
-        times += [timestep.reshape(1).float()] * padding
-        keywords = _stacked([call.keywords for call in calls], padding)
-        noise: torch.Tensor = self._pipeline.unet(
-            torch.cat(samples), torch.cat(times), **keywords, return_dict=False
-        )[0]
+        sample, times, keywords = _stacked_calls([call for _, call in part], padding)
+        with self._skipping(part):
+            noise: torch.Tensor = self._pipeline.unet(sample, times, **keywords, return_dict=False)[0]
         self.usage.useful += rows
         return noise[:rows]
+
+    def _skipping(self, part: Sequence[tuple[_Run, UNetCall]]) -> AbstractContextManager[None]:
+        """Within it, layers of the UNet compute once what rows have in common."""
+        if self._shared_rows is None:
+            return nullcontext()
+        samples: list[Hashable] = []
+        texts: list[Hashable] = []
+        for number, (run, call) in enumerate(part):
+            alike = all(torch.equal(row, call.sample[0]) for row in call.sample[1:])
+            samples += [(number, 0 if alike else row) for row in range(len(call.sample))]
+            texts += run.names_of_text(call.keywords["encoder_hidden_states"])
+        return self._shared_rows.within(samples, texts)
 
     def _halve(self, rows: int) -> None:
         """Half of the rows that did not fit from now on."""
@@ -531,6 +550,17 @@ def _stacked(keywords: Sequence[Any], padding: int) -> Any:
     if isinstance(first, dict):
         return {name: _stacked([each[name] for each in keywords], padding) for name in first}
     return first
+
+
+def _stacked_calls(
+    calls: Sequence[UNetCall], padding: int
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """What the UNet takes for all calls' rows: samples, a timestep for each row, keywords."""
+    sample, timestep = calls[0].sample, calls[0].timestep
+    samples = [call.sample for call in calls] + [sample[:1]] * padding
+    times = [call.timestep.reshape(1).float().expand(len(call.sample)) for call in calls]
+    times += [timestep.reshape(1).float()] * padding
+    return torch.cat(samples), torch.cat(times), _stacked([call.keywords for call in calls], padding)
 
 
 def _as_many_as_fit(batch: Sequence[tuple[_Run, UNetCall]], capacity: int) -> Sequence[tuple[_Run, UNetCall]]:
