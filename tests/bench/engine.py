@@ -40,6 +40,7 @@ from workers.pipelines.slot_engine import SlotEngine, Usage
 from workers.pipelines.whole_call import WholeCallPipeline
 
 SCHEDULERS = ("DDIMScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
+STEPS = (5, 50)
 LIMIT_SECONDS = 5.0
 QUICK_SETTINGS = 5
 MEMORY_REQUESTS = 5000
@@ -51,7 +52,7 @@ def workload(study: Study, settings: int, seed: int = 0) -> list[ImageRequest]:
     requests = []
     for _ in range(settings):
         drawn: dict[str, Value] = {
-            "num_inference_steps": draw.randint(5, 50),
+            "num_inference_steps": draw.randint(*STEPS),
             "strength": draw.uniform(0.3, 1.0),
             "guidance_scale": draw.uniform(1.0, 20.0),
             "negative_prompt": draw.choice(["", "cartoon"]),

@@ -213,7 +213,9 @@ def run_figures(resolved: wiring.Resolved, quick: bool = False, all_crews: bool 
         }
         if not quick:
             figures |= demo_figures(folder / "demo")
-            if run_rate > best_loop:  # start-up + n / run's rate = n / loop's rate, whose start-up is counted as none
+            if (
+                run_rate > best_loop
+            ):  # start-up + n / run's rate = n / loop's rate, whose start-up is counted as none
                 start_up = figures["import_to_first_image_s"]
                 figures["images_from_which_it_is_faster"] = start_up / (1 / best_loop - 1 / run_rate)
         if all_crews:

@@ -19,7 +19,7 @@ from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
 from orchestrator.wiring import make_strategy, make_validation
-from search_spaces.requests import Failed, ImageRequest, Looked, Scored, Trial
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored, Settings, Trial
 from search_spaces.strategies import Assignment, Report
 from search_spaces.strategies.grid import Grid
 from search_spaces.study import Study
@@ -374,7 +374,7 @@ def test_what_another_trial_looked_at_too_is_kept() -> None:
 
         def ask(self, free: int) -> Sequence[Assignment]:
             self.dealt += 1
-            settings = {"guidance_scale": 3.0, "negative_prompt": ""}
+            settings: Settings = {"guidance_scale": 3.0, "negative_prompt": ""}
             if self.dealt == 1:
                 return [Assignment(Trial(number, settings), 0, 2) for number in range(2)]
             return [Assignment(Trial(1, settings), 0)] if self.dealt == 3 else []

@@ -51,11 +51,11 @@ def test_rows_are_measured_for_each_size_that_inputs_give(
 
     def measure(_: SlotEngine, example: ImageRequest) -> int:
         assert example.image is not None
-        measured.append(resolved.images[example.image].width)
+        measured.append(study.images[example.image].width)
         return 1024 // measured[-1]
 
     monkeypatch.setattr(SlotEngine, "fastest_rows", measure)
-    rows = []
+    rows: list[int] = []
     for sides in ((32,), (32,), (32, 96, 64), (64,), (96,)):
         inputs = "".join(f"  - {{prompt: a cat, image: {side}.png}}\n" for side in sides)
         path = tmp_path / "study.yaml"
@@ -64,8 +64,8 @@ def test_rows_are_measured_for_each_size_that_inputs_give(
             f"inputs:\n{inputs}space: {{strength: [0.5, 1.0]}}\n",
             encoding="utf-8",
         )
-        resolved = wiring.resolve(path, str(tmp_path / "runs"), lambda: 0)
-        rows.append(engine_of(resolved).rows)
+        study = wiring.resolve(path, str(tmp_path / "runs"), lambda: 0)
+        rows.append(engine_of(study).rows)
     assert measured == [32, 96, 64]
     assert rows == [32, 32, 10, 16, 10]
 

@@ -1,7 +1,8 @@
 """What several rows of one UNet call have in common, computed once.
 
-Both rows of a request with guidance hold the same latents and differ in their text, which a UNet hears of at its first
-cross-attention only; and most requests of a sweep share a few texts, whose keys and values each layer projects anew.
+Both rows of a request with guidance hold the same latents and differ in their text, of which a UNet hears at its
+first cross-attention only; and most requests of a sweep share a few texts, whose keys and values each layer projects
+anew.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from search_spaces.models import Task
 from tests.workers.helpers import SCHEDULER_NOISE
 from tests.workers.pipelines.test_slot_engine import Bench, Load, Pair, benches, drained
 from tests.workers.tiny_models import TOYWORLD
@@ -69,7 +68,10 @@ def batch(samples: list[int], texts: list[int]) -> tuple[torch.Tensor, torch.Ten
 def test_the_answer_is_that_of_all_rows(unet: Any, samples: list[int], texts: list[int]) -> None:
     sample, times, text = batch(samples, texts)
     plain = unet(sample, times, text).sample
-    first, projection = Rows(unet.conv_in), Rows(unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v)
+    first, projection = (
+        Rows(unet.conv_in),
+        Rows(unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_v),
+    )
     with SharedRows(unet).within(samples, texts):
         shared = unet(sample, times, text).sample
     torch.testing.assert_close(shared, plain, atol=1e-5, rtol=0)
@@ -90,8 +92,9 @@ def test_the_names_decide(unet: Any) -> None:
 def test_the_unet_is_as_it_was_whatever_happens(unet: Any) -> None:
     own = Rows(unet.conv_in)
     before = {name: dict(vars(module)) for name, module in unet.named_modules()}
-    with pytest.raises(KeyboardInterrupt), SharedRows(unet).within([0, 0], [0, 0]):
+    with SharedRows(unet).within([0, 0], [0, 0]):
         assert unet.conv_in.forward is not own
+    with pytest.raises(KeyboardInterrupt), SharedRows(unet).within([0, 0], [0, 0]):
         raise KeyboardInterrupt
     assert {name: dict(vars(module)) for name, module in unet.named_modules()} == before
 
@@ -142,12 +145,9 @@ class TestInTheEngine:
         text.engine(rows=6).bare_rate(text.request(), seconds=0.0)
         assert (first.seen, projection.seen) == ([6], [6])
 
-    @pytest.mark.parametrize("task", ["text-to-image"])
-    def test_where_the_text_comes_with_the_timestep_only_texts_are_shared(
-        self, load: Load, task: Task
-    ) -> None:
+    def test_where_the_text_comes_with_the_timestep_only_texts_are_shared(self, load: Load) -> None:
         """SDXL."""
-        bench = load("sdxl", task)
+        bench = load("sdxl", "text-to-image")
         first = Rows(bench.pipeline.unet.conv_in)
         try:
             requests = [bench.request(seed) for seed in range(2)]

@@ -450,6 +450,25 @@ class TestRows:
         engine.compile()
         bench.assert_plain(drained(engine, requests), requests)
 
+    def test_rows_are_measured_by_the_time_that_this_process_had(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Here calls are held up by others on the machine, the longer the more rows they have."""
+        wall, own = [0.0], [0.0]
+        clock = SimpleNamespace(perf_counter=lambda: wall[0], process_time=lambda: own[0])
+        monkeypatch.setattr("workers.pipelines.slot_engine.time", clock)
+
+        def slow(_: Any, given: Any) -> None:
+            own[0] += max(16, len(given[0]))
+            wall[0] = own[0] + 10.0 * len(given[0]) ** 2
+
+        handle = text.pipeline.unet.register_forward_pre_hook(slow)
+        monkeypatch.setattr("workers.pipelines.capacity.MOST_SECONDS", 1e9)
+        try:
+            assert text.engine().fastest_rows(text.request()) == 16
+        finally:
+            handle.remove()
+
     def test_measuring_the_rows_leaves_nothing_behind(self, text: Bench) -> None:
         engine, request = text.engine(rows=4), text.request()
         assert engine.fastest_rows(request) >= 2

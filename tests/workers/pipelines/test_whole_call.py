@@ -403,7 +403,6 @@ class TestGrouping:
             [ones[2]],
         ]
 
-
     def test_inputs_share_calls_only_in_families_that_were_compared(self) -> None:
         """Flux2 takes the images of a call for references of all its pictures."""
         for family, together in (("StableDiffusionImg2ImgPipeline", [2]), ("Flux2Pipeline", [1, 1])):
