@@ -198,7 +198,7 @@ def run_figures(resolved: wiring.Resolved, quick: bool = False, all_crews: bool 
             for settings in study.space.lattice()
             for request in (study.request(settings, instance) for instance in study.instances)
         }
-        loop_share = list(requests.values())[:: 1 if quick else 4]  # every kind of request in both halves
+        loop_share = list(requests.values())[::4]  # every kind of request in both halves
         loop = PlainLoop(resolved, folder)
         loop.make(loop_share[0])
         all_threads = loop_rate(loop, loop_share[::2], torch.get_num_threads())
