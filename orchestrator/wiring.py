@@ -27,7 +27,7 @@ from orchestrator.tracking.comet import (
 from search_spaces import study_file
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
-from search_spaces.requests import Scored, Value
+from search_spaces.requests import ImageRequest, Scored, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.halving import Halving, pictures
@@ -320,12 +320,12 @@ def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], 
     asked, model = study.engine.rows, study.model
     engine = SlotEngine(pipeline, model, inputs, 2 if asked == "auto" else asked)
     if asked == "auto":
-        example = study.request(study.example, study.instances[0])
+        example, size = _largest_example(study, inputs)
         facts = {
             "model": model.identity,
             "pipeline": model.pipeline,
             "dtype": model.dtype,
-            "size": [example.settings.get("width"), example.settings.get("height")],
+            "size": size,
             "device": device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -338,6 +338,24 @@ def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], 
     if study.engine.compile:
         engine.compile()
     return engine
+
+
+def _largest_example(
+    study: Study, inputs: Mapping[str, Image.Image]
+) -> tuple[ImageRequest, tuple[Value, Value]]:
+    """A request of the study, with the width and height that it draws at: where the input says, of the largest."""
+
+    def size(request: ImageRequest) -> tuple[Value, Value]:
+        asked = request.settings.get("width"), request.settings.get("height")
+        return asked if request.image is None or None not in asked else inputs[request.image].size
+
+    def pixels(request: ImageRequest) -> int:
+        width, height = size(request)
+        return width * height if isinstance(width, int) and isinstance(height, int) else 0
+
+    instances = study.instances[: len(study.inputs)]  # of one seed
+    example = max((study.request(study.example, instance) for instance in instances), key=pixels)
+    return example, size(example)
 
 
 @dataclass(frozen=True)

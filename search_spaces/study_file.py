@@ -428,7 +428,9 @@ class EngineSpec(_Section):
         "auto",
         description="UNet rows per call; auto measures what is fastest. With guidance an image takes two",
     )
-    compile: bool = Field(False, description="compile the UNet: minutes once, then faster; for long studies")
+    compile: bool = Field(
+        False, description="compile the UNet: minutes once, then faster; for long studies on a GPU"
+    )
     offload: Literal["none", "model", "sequential"] = Field(
         "none", description="keep parts of the model in main memory where the GPU is too small for all of it"
     )

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,12 +19,13 @@ from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
 from orchestrator.wiring import make_strategy, make_validation
-from search_spaces.requests import Failed, Looked, Scored
-from search_spaces.strategies import Report
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored, Settings, Trial
+from search_spaces.strategies import Assignment, Report
 from search_spaces.strategies.grid import Grid
 from search_spaces.study import Study
 from search_spaces.study_file import BudgetSpec, SearchSpec
 from tests.orchestrator.studies import fake_worker, grid, requests_of, small_study
+from workers.pipelines import Generated
 from workers.pipelines.fake import FakePipeline
 from workers.scoring.fake import BrightnessScorer
 from workers.worker import Worker
@@ -340,6 +341,58 @@ def test_looks_are_remembered_apart_and_their_pictures_are_not_kept() -> None:
         calls = j.outcome.after if isinstance(j.outcome, Looked) else 4
         judged.setdefault(j.request.image_id, []).append(calls)
     assert progress.unet_calls == sum(max(calls) for calls in judged.values())
+
+
+class Keeping(FakePipeline):
+    """Keeps what was looked at until that is drawn or cancelled, as the slot engine does."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.kept: set[str] = set()
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
+        made = super().advance(new, cancelled)
+        for item in made:
+            (self.kept.discard if item.after is None else self.kept.add)(item.request.image_id)
+        self.kept -= set(cancelled)
+        return made
+
+
+def test_what_is_set_aside_of_those_that_left_a_race_is_let_go_of() -> None:
+    study, catalog, pipeline = racing_study(), MemoryCatalog(), Keeping()
+    racing(study, catalog, pipeline)
+    assert len(pipeline.looked) > 100
+    assert pipeline.kept == set()
+    assert len(pipeline.made) == len(set(pipeline.made)), "what stays in the race is not let go of"
+
+
+def test_what_another_trial_looked_at_too_is_kept() -> None:
+    class Twins(Grid):
+        """Deals two trials the same look, drops the first, then draws the second to its end."""
+
+        dealt = 0
+
+        def ask(self, free: int) -> Sequence[Assignment]:
+            self.dealt += 1
+            settings: Settings = {"guidance_scale": 3.0, "negative_prompt": ""}
+            if self.dealt == 1:
+                return [Assignment(Trial(number, settings), 0, 2) for number in range(2)]
+            return [Assignment(Trial(1, settings), 0)] if self.dealt == 3 else []
+
+        def report(self, reports: Sequence[Report]) -> Sequence[int]:
+            return [0] if any(isinstance(report.outcome, Looked) for report in reports) else []
+
+    study, catalog, pipeline = small_study(), MemoryCatalog(), Keeping()
+    gone: list[str] = []
+
+    class Told(InProcessPool):
+        def cancel(self, image_ids: Collection[str]) -> None:
+            gone.extend(image_ids)
+            super().cancel(image_ids)
+
+    worker = Worker(pipeline, {"clip_score": BrightnessScorer()}, "fake")
+    sweep(study, grid(study, kind=Twins), Told(worker, 4), catalog, NullTracker())
+    assert (gone, len(pipeline.looked)) == ([], 1)
 
 
 def test_a_race_that_was_done_is_done() -> None:
