@@ -47,6 +47,9 @@ LOOK_RUNGS = (1, 2, 4)
 SCOUTS = 1 / 3
 """Share of the settings that a race with a surrogate begins with."""
 
+SCOUTS_TELL = 0.5
+"""Correlation of scouts' scores with what the other scouts let expect of them, from which others may leave unseen."""
+
 PER_INSTANCE = 6
 """Scouts on one instance at least, where instances are many: as many as tell an instance's level from their own."""
 
@@ -251,7 +254,7 @@ class Race:
         return [*best[: self._survivors(len(best), rung)], *unknown]
 
     def _by_surrogate(self, surrogate: Surrogate, alive: Sequence[Trial], rung: Rung) -> list[Trial]:
-        """Those worth keeping: at least as many as cost no more in the next rung than the finalists in the last."""
+        """Those worth keeping; at least as many as make the next rung as large as the last, or twice that."""
         pairs = sorted(self._heard, key=lambda pair: (self._rows[pair[0]], pair[1]))
         known = Outcomes(
             np.array([self._rows[number] for number, _ in pairs]),
@@ -260,10 +263,12 @@ class Race:
             np.array([self._heard[pair][1] for pair in pairs]),
         )
         mean, covariance = surrogate.values(known, np.array([self._rows[trial.number] for trial in alive]))
+        if rung.own and len(rung.own) < len(self._rows) and surrogate.foretells < SCOUTS_TELL:
+            return list(alive)
         instances = self._rungs[-1].instances
         loss = WORTH * surrogate.unsure(instances)
-        least = min(math.ceil(FINALISTS * instances / (2 * rung.instances)), self._most)
-        kept = worth_keeping(draws(mean, covariance), loss, least, self._most)
+        least = math.ceil(FINALISTS * instances / (2 * rung.instances)) * (2 if rung.forecast else 1)
+        kept = worth_keeping(draws(mean, covariance), loss, min(least, self._most), self._most)
         return [alive[place] for place in kept]
 
     def _hear(self, rung: Rung, alive: Sequence[Trial]) -> None:

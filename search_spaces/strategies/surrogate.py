@@ -64,6 +64,8 @@ class Surrogate:
         medians = list(PRIOR.values())
         self._prior = np.log([*[medians[0]] * names, *medians[1:]])
         self._logs, self._scale = self._prior, 1.0
+        self.foretells = 0.0
+        """How well each of the outcomes last given was foretold by the others: Pearson's correlation."""
 
     def values(self, known: Outcomes, of: Ints) -> tuple[Floats, Floats]:
         """The mean and the covariance of level + f + h of some settings, given at least one outcome of any."""
@@ -77,6 +79,7 @@ class Surrogate:
         self._fit(known)
         covariance = _Covariance(known, self._distances(known.settings, known.settings))
         root = np.linalg.cholesky(LEVEL + sum(covariance.parts(self._logs)))
+        self.foretells = _foretold(root, known.scores)
         seen = solve_triangular(root, self._alike(known.settings, of), lower=True)
         mean = seen.T @ solve_triangular(root, known.scores, lower=True)
         return centre + scale * mean, scale**2 * (self._alike(of, of) - seen.T @ seen)
@@ -122,6 +125,19 @@ class Surrogate:
 
 LEVEL = 1.0
 """The variance of the level, in that of all outcomes."""
+
+
+def _foretold(root: Floats, scores: Floats) -> float:
+    """The correlation of scores with what all others let expect of each, `root` being their covariance's.
+
+    By the closed form of leaving one out (Rasmussen and Williams, equation 5.12).
+    """
+    from scipy.linalg import cho_solve
+
+    inverse = cho_solve((root, True), np.eye(len(scores)))
+    errors = inverse @ scores / np.diag(inverse)
+    spread = float(np.std(scores) * np.std(scores - errors))
+    return float(np.cov(scores, scores - errors, bias=True)[0, 1]) / spread if spread > 1e-12 else 0.0
 
 
 class _Covariance:

@@ -139,3 +139,13 @@ def test_a_twin_is_not_worth_keeping() -> None:
     best = np.random.default_rng(0).standard_normal(64) + 1
     other = np.random.default_rng(1).standard_normal(64)
     assert worth_keeping(np.stack([best, best, other], axis=1), 0.01, 1, 3) == [0, 2]
+
+
+def test_scores_are_foretold_where_neighbours_are_alike_and_not_elsewhere() -> None:
+    draw = np.random.default_rng(3)
+    line, own = Surrogate(LINE), Surrogate(LINE)
+    every, instances = np.arange(30), np.arange(30) % 4
+    line.values(told(every, instances, 20 * np.sin(every / 6) + draw.standard_normal(30)), every)
+    own.values(told(every, instances, 20 * draw.standard_normal(30)), every)
+    assert line.foretells > 0.8
+    assert own.foretells < 0.5
