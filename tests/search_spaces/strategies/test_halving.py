@@ -260,7 +260,7 @@ class Rugged(World):
 
 def test_where_neighbours_tell_nothing_every_setting_has_its_turn() -> None:
     ranks = []
-    for seed in range(4):
+    for seed in (1, 3):  # in which a surrogate alone would leave out many
         world = Rugged(90, seed)
         course = Course(world, world.race(16), seed).run()
         assert len({a.trial.number for a in course.dealt}) == 90
@@ -285,16 +285,16 @@ def test_the_baseline_stays_where_a_surrogate_decides() -> None:
     assert {3} < set(Course(world, race, 2).run().complete(8))
 
 
-@pytest.mark.parametrize("looks", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_race_that_is_begun_again_takes_the_same_course(seed: int, looks: bool) -> None:
-    for world in (World(60, seed, noise=20), Rugged(60, seed)):
-        whole = world.race(8, looks=looks)
-        Course(world, whole, seed).run()
-        cut = Course(world, world.race(8, looks=looks), seed + 2).run(reports=20 + 23 * seed)
-        rest = world.race(8, cut.past(), looks)
-        Course(world, rest, seed + 5).run()
-        assert finalists(rest) == finalists(whole)
+@pytest.mark.parametrize(
+    ("world", "looks"), [(World(60, 0, noise=20), True), (Rugged(60, 1), False)], ids=["smooth", "rugged"]
+)
+def test_a_race_that_is_begun_again_takes_the_same_course(world: World, looks: bool) -> None:
+    whole = world.race(8, looks=looks)
+    Course(world, whole).run()
+    cut = Course(world, world.race(8, looks=looks), 2).run(reports=60)
+    rest = world.race(8, cut.past(), looks)
+    Course(world, rest, 5).run()
+    assert finalists(rest) == finalists(whole)
 
 
 def finalists(race: Halving) -> list[object]:
