@@ -166,10 +166,11 @@ class Race:
         if self._place == len(self._rungs) - 1:
             return []
         best, infeasible = self._standing(rung), self._trials.infeasible
-        known = {trial.number for trial in best} | infeasible
+        failed = {trial.number for trial in self.entrants if self._fails(trial, rung)}
+        known = {trial.number for trial in best} | failed
         stay = {trial.number for trial in best[: self._survivors(len(best), rung)]}
         stay |= {trial.number for trial in self.entrants if trial.number not in known}
-        stay |= self._always - infeasible
+        stay |= self._always - failed
         gone = [t.number for t in self.entrants if t.number not in stay and t.number not in infeasible]
         self.entrants = [trial for trial in self.entrants if trial.number in stay]
         return gone
@@ -194,7 +195,7 @@ class Race:
                 if (value := self._value(trial, instance, rung)) is not None
             }
             for trial in self.entrants
-            if trial.number not in self._trials.infeasible
+            if not self._fails(trial, rung)
         }
         columns: dict[int, list[float]] = {}
         for row in rows.values():
@@ -206,6 +207,16 @@ class Race:
             for number, row in rows.items()
             if row
         }
+
+    def _fails(self, trial: Trial, rung: Rung) -> bool:
+        """Whether a trial has turned out infeasible by what this rung judges.
+
+        What a later rung finds does not change an earlier cut, so that a race begun again takes the same course.
+        """
+        return any(
+            self._trials.fails(trial.number, instance) and self._value(trial, instance, rung) is None
+            for instance in range(rung.instances)
+        )
 
     def _value(self, trial: Trial, instance: int, rung: Rung) -> float | None:
         """What a look lets expect of the final score, or that score itself.
@@ -340,6 +351,8 @@ class Halving:
             return
         if not all(self._trials.settled(trial.number, 0) for trial in self._pilot):
             return
+        failed = {trial.number for trial in self._pilot if self._trials.fails(trial.number, 0)}
+        self._entrants = [trial for trial in self._entrants if trial.number not in failed]
         self._pilot = [trial for trial in self._pilot if self._trials.score(trial.number, 0) is not None]
         forecast = next(filter(None, map(self._forecast, LOOK_SHARES)), None)
         course = rungs(len(self._entrants), self._instances, self._keep)

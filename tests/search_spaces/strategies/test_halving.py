@@ -41,6 +41,7 @@ class World:
         self.settings, self.seed, self.noise, self.blind = settings, seed, noise, blind
         self.lost: set[tuple[int, int]] = set()
         self.infeasible: set[int] = set()
+        self.infeasible_from = 1  # instance
 
     def score(self, value: int, instance: int) -> float:
         level = 20 * random.Random(f"{self.seed} {instance}").random()
@@ -51,7 +52,7 @@ class World:
         assert isinstance(value, int)
         if (value, instance) in self.lost:
             return Failed("lost", "a machine went away")
-        if value in self.infeasible and instance > 0:
+        if value in self.infeasible and instance >= self.infeasible_from and after is None:
             return Failed("infeasible", "all black")
         if after is None:
             return Scored({"score": self.score(value, instance)})
@@ -233,6 +234,41 @@ def test_a_leader_that_turns_out_infeasible_leaves_and_another_wins() -> None:
     complete = course.complete(8)
     assert max(complete, key=lambda value: complete[value]) == 37
     assert not {38, 39} & set(complete)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("since", [0, 2, 5])
+def test_what_a_late_rung_finds_infeasible_does_not_change_the_cuts_before(since: int, looks: bool) -> None:
+    world = World(90, 3, noise=0.1)
+    world.infeasible, world.infeasible_from = {89, 88, 87, 85, 60, 5}, since
+    whole = Course(world, world.race(16, looks=looks), 1).run()
+    past = whole.past()
+    assert any(isinstance(outcome, Failed) for trial in past for outcome in trial.outcomes.values())
+    assert Course(world, world.race(16, past, looks)).run().dealt == [], "it takes the course that it took"
+    for reports in range(0, len(whole.journal), 37):
+        cut = Course(world, world.race(16, looks=looks), 1)
+        cut.journal = whole.journal[:reports]
+        rest = Course(world, world.race(16, cut.past(), looks), reports).run()
+        assert set(rest.complete(16, cut.past())) == set(whole.complete(16))
+
+
+def test_a_baseline_that_turns_out_infeasible_late_does_not_change_the_cuts_before() -> None:
+    world = World(40, 3, noise=0.1)
+    world.infeasible, world.infeasible_from = {2}, 4
+
+    def race(past: Sequence[PastTrial] = ()) -> Halving:
+        trials = Trials(ANYTHING, "score", past)
+        entrants = list(trials.candidates(space(value=list(range(40))).lattice()))
+        baseline = {trial.number for trial in entrants if trial.settings["value"] == 2}
+        return Halving(trials, entrants, 8, 0.5, always=baseline)
+
+    whole = Course(world, race()).run()
+    assert 2 in whole.dropped
+    for reports in range(0, len(whole.journal), 7):
+        cut = Course(world, race())
+        cut.journal = whole.journal[:reports]
+        rest = Course(world, race(cut.past()), reports).run()
+        assert set(rest.complete(8, cut.past())) == set(whole.complete(8))
 
 
 def test_lost_instances_cost_a_setting_nothing() -> None:
