@@ -65,7 +65,8 @@ def trial_count(study: Study, found: Survey | None) -> int:
 def image_count(study: Study, trials: int) -> int:
     """The pictures of a study, at most: of the search without its early looks, and of the validation."""
     instances, search = len(study.instances), study.search
-    drawn = pictures(trials, instances, search.keep) if search.strategy == "halving" else trials * instances
+    raced = search.strategy == "halving"
+    drawn = pictures(trials, instances, search.keep, always=1) if raced else trials * instances
     if study.budget.images is not None:
         drawn = min(drawn, study.budget.images)  # the validation is outside the search's budget
     return drawn + min(trials, VALIDATED + 1) * len(study.validation_instances)
@@ -200,7 +201,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
             if not (study.search.validation or study.budget.images)
             else f"{_up_to(study)}{plan.images:,} of {plan.trials:,} trials × {instances} instances, {there}",
         )
-    raced = pictures(plan.trials, instances)
+    raced = pictures(plan.trials, instances, always=1)
     races = len(study.objectives) == 1 and not study.constraints
     if races and study.search.strategy == "grid" and raced <= plan.trials * instances / 2:
         yield (

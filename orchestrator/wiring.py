@@ -210,7 +210,7 @@ def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
         return Grid(trials, cells, instances, search.trials)
     entrants = list(islice(trials.candidates(cells), search.trials))
     while study.budget.images is not None and len(entrants) > 1:
-        if pictures(len(entrants), instances, search.keep) <= study.budget.images:
+        if pictures(len(entrants), instances, search.keep, always=1) <= study.budget.images:
             break
         entrants.pop()  # so many cannot be raced to the end
     looks = search.early_look == "auto" and study.model.family.slots

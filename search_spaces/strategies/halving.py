@@ -74,12 +74,12 @@ def survivors(entrants: int, keep: float) -> int:
     return max(FINALISTS, math.ceil(entrants * keep - 1e-9))
 
 
-def pictures(entrants: int, instances: int, keep: float = KEEP) -> int:
-    """Pictures that a race without early looks takes."""
+def pictures(entrants: int, instances: int, keep: float = KEEP, always: int = 0) -> int:
+    """Pictures that a race takes at most, `always` of its entrants being kept to the end; fewer with early looks."""
     drawn = before = 0
     for rung in rungs(entrants, instances, keep):
         drawn += entrants * (rung.instances - before)
-        before, entrants = rung.instances, min(entrants, survivors(entrants, keep))
+        before, entrants = rung.instances, min(entrants, survivors(entrants, keep) + always)
     return drawn
 
 
@@ -115,7 +115,7 @@ class Race:
         return self._place >= len(self._rungs)
 
     def ask(self, free: int) -> list[Assignment]:
-        """Assignments of this rung, then of the next one for those that are likely to reach it."""
+        """Assignments of this rung, then of the next one for those that will reach it."""
         dealt: list[Assignment] = []
         while self._queue and len(dealt) < free:
             dealt.append(self._queue.popleft())
@@ -242,16 +242,17 @@ class Race:
         return Assignment(trial, instance, after)
 
     def _ahead(self, free: int) -> list[Assignment]:
-        """Work of the next rung for its likely entrants: the better half of as many as it will have."""
+        """Work of the next rung for those who will be in it whatever is still out, so that none of it is in vain."""
         if self._place + 1 >= len(self._rungs):
             return []
         rung, following = self._rungs[self._place], self._rungs[self._place + 1]
         waiting = {number for number, _ in self._pending}
-        survivors = self._survivors(len(self.entrants), rung)
-        likely = [
-            trial for trial in self._standing(rung)[: math.ceil(survivors / 2)] if trial.number not in waiting
+        known = [trial for trial in self._standing(rung) if trial.number not in waiting]
+        certain = self._survivors(len(known) + len(waiting), rung) - len(waiting)
+        through = [
+            trial for place, trial in enumerate(known) if place < certain or trial.number in self._always
         ]
-        pairs = ((trial, instance) for instance in range(following.instances) for trial in likely)
+        pairs = ((trial, instance) for instance in range(following.instances) for trial in through)
         ahead: list[Assignment] = []
         for trial, instance in pairs:
             if len(ahead) == free:
