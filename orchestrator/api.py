@@ -272,6 +272,7 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     name: {i: o.scores[name] for i, o in trial.outcomes.items() if isinstance(o, Scored)}
                     for name in (pinned.measures if pinned else ())
                 },
+                sum(len(looks) for i, looks in trial.looks.items() if i < instances),
             )
             for trial in past
         ],

@@ -15,7 +15,7 @@ class TrialResult:
     for instances whose image is infeasible or lost. No instance is in both; one in neither has not been
     judged. `images` maps instance → image_id, where there is a picture. `validation` maps fresh instances,
     which the search never saw, to their scores. `measured` maps a measure, such as gpu_seconds, to its values
-    by instance.
+    by instance. `looks` counts the early looks at it, which are no results.
     """
 
     number: int
@@ -25,6 +25,7 @@ class TrialResult:
     images: Mapping[int, str]
     validation: Mapping[int, float] = field(default_factory=dict)
     measured: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    looks: int = 0
 
 
 @dataclass(frozen=True)

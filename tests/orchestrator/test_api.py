@@ -473,7 +473,9 @@ def test_a_race_takes_a_fraction_of_the_images_and_says_who_left(raced: Finished
     assert 3 <= len(complete) < 12
     assert all(trial.settings["strength"] == 1 for trial in complete)
     left = left_early(results, ranking(results)[0].trial)
-    assert left.certain + left.for_budget >= 20  # the others left at a look
+    assert left.certain + left.for_budget == len(results.trials) - len(complete)
+    assert left.at_looks >= 20
+    assert sum(trial.looks for trial in results.trials) == result.progress.looks
     assert len(validation(results)) >= 3
     table = api.frame("race", root)
     assert set(table["role"].to_pylist()) == {"search", "validate"}
