@@ -212,11 +212,13 @@ def _validation(study: Study, tables: Tables, retry_failed: bool) -> Strategy:
 
 
 def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
-    """Past trials that the study, as its file is now, would deal too; values may have left an axis since."""
-    if found is None or study.search.strategy == "refine":  # which leaves the lattice
-        return list(past)
-    candidates = {study.judge.candidate(settings) for settings in found.candidates}
-    return [trial for trial in past if study.judge.candidate(trial.settings) in candidates]
+    """Past trials that the study, as its file is now, would deal too, under their own settings or a twin's."""
+    candidates = {study.judge.candidate(settings) for settings in (found.candidates if found else ())}
+    return [
+        trial
+        for trial in past
+        if study.judge.candidate(trial.settings) in candidates or study.holds(trial.settings)
+    ]
 
 
 def results(study: str, root: str = DEFAULT_ROOT) -> Results:
@@ -244,6 +246,8 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
     objective = pinned.objective if pinned else _objective(past)
     instances = len(pinned.instances) if pinned else 1 + max(i for t in past for i in t.outcomes)
     found = surveyed(pinned) if pinned else None
+    tried = len(past)
+    past = _of_this_space(past, pinned, found) if pinned else past
     images = _image_ids(tables, name)
     numbers = {_candidate(pinned, trial.settings): trial.number for trial in past}
     fresh = len(pinned.validation_instances) if pinned else 0
@@ -283,6 +287,7 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
         fresh=fresh,
         objectives=pinned.directions if pinned else {},
         constraints=pinned.constraints if pinned else (),
+        gone=tried - len(past),
     )
 
 

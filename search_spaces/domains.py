@@ -75,6 +75,24 @@ class IntRange(_Domain):
 Domain = Annotated[Choices | FloatRange | IntRange, Field(discriminator="kind")]
 
 
+def offers(domain: Domain, value: Value) -> bool:
+    """Whether a value is one of a list's, or of a range's: on its lattice, where it has one."""
+    if isinstance(domain, Choices):
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in domain.values)
+    points = domain.points()
+    return spans(domain, value) and (points is None or value in points)
+
+
+def spans(domain: Domain, value: Value) -> bool:
+    """Whether a number lies between the smallest and the largest that a domain offers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not isinstance(domain, Choices):
+        return domain.low <= value <= domain.high
+    numbers = [each for each in domain.values if isinstance(each, int | float) and not isinstance(each, bool)]
+    return bool(numbers) and min(numbers) <= value <= max(numbers)
+
+
 def contains(domain: Domain, value: Value) -> bool:
     """Whether a value lies in a list or between the ends of a range, both included."""
     if isinstance(domain, Choices):

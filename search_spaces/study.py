@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import Domain, FloatRange, IntRange, contains
+from search_spaces.domains import Domain, FloatRange, IntRange, contains, offers, spans
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.objectives import Constraint, Direction, parse_constraint
@@ -93,6 +93,24 @@ class Study(BaseModel):
         """Swept settings that are tried before all others: what the file says, and the model's defaults."""
         named = [{**self.baseline, **settings} for settings in self.search.enqueue]
         return [settings for settings in [*named, self.baseline] if self.judge.obstacle(settings) is None]
+
+    def holds(self, swept: Settings) -> bool:
+        """Whether the study, as its file is now, may try some swept settings of an earlier session.
+
+        Values may have left an axis since, or been excluded. A refinement leaves the lattice between its ends.
+        """
+        judge = self.judge
+        settings = judge.complete(swept)
+        if judge.obstacle(swept) is not None:
+            return False
+        if judge.candidate(swept) in {judge.candidate(first) for first in self.first}:
+            return True
+        closer = self.search.strategy == "refine"
+        return all(
+            name in swept and (offers(domain, swept[name]) or (closer and spans(domain, swept[name])))
+            for name, domain in self.space.axes.items()
+            if domain.applies(settings)
+        )
 
     @property
     def example(self) -> dict[str, Value]:

@@ -36,7 +36,8 @@ class Results:
     ascending). `twin_of(settings)` gives the number of the trial that drew the same pixels, or None.
     `inert` and `infeasible` are finished sentences. `baseline` is the number of the trial with the model's own
     settings, None where there is none; `fresh` counts the validation's instances. With several `objectives`,
-    what counts is the front of them; a trial whose means break `constraints` is not ranked.
+    what counts is the front of them; a trial whose means break `constraints` is not ranked. `gone` counts the
+    trials of earlier sessions whose values the study no longer has.
     """
 
     study: str
@@ -51,6 +52,7 @@ class Results:
     fresh: int = 0
     objectives: Mapping[str, Direction] = field(default_factory=dict)
     constraints: Sequence[Constraint] = ()
+    gone: int = 0
 
 
 def shorten(text: str, limit: int) -> str:

@@ -274,6 +274,8 @@ def _remarks(results: Results) -> Iterator[str]:
     if broken:
         bounds = " and ".join(map(str, results.constraints))
         yield f"left out: {_count(len(broken), 'setting')} for breaking {bounds}"
+    if results.gone:
+        yield f"left out: {_count(results.gone, 'setting')} tried before, of values that the study no longer has"
     if incomplete:
         yield "no mean: " + "; ".join(f"{_count(n, 'setting')} {kind}" for n, kind in kinds if n)
     looks = [trial.looks for trial in results.trials if trial.looks]

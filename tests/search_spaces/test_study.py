@@ -426,6 +426,35 @@ def test_a_baseline_that_is_left_out_is_not_tried() -> None:
     assert study("{strength: [0.5, 1]}", rest="exclude: [{strength: 1}]").first == []
 
 
+@pytest.mark.parametrize(
+    ("strategy", "settings", "held"),
+    [
+        ("grid", {"guidance_scale": 5.0, "strength": 0.5}, True),
+        ("grid", {"guidance_scale": 7.0, "strength": 0.5}, False),  # a value that left
+        ("refine, trials: 50", {"guidance_scale": 7.0, "strength": 0.5}, True),  # or one that refining led to
+        ("refine, trials: 50", {"guidance_scale": 10.0, "strength": 0.5}, False),
+        ("grid", {"guidance_scale": 5.0, "strength": 0.9}, False),  # excluded since
+        ("grid", {"guidance_scale": 11.0, "strength": 1.0}, True),  # enqueued
+        ("grid", {"guidance_scale": 5.0}, False),
+    ],
+)
+def test_what_a_study_still_holds_of_an_earlier_session(
+    strategy: str, settings: Settings, held: bool
+) -> None:
+    made = study(
+        "{guidance_scale: [3, 5, 9], strength: [0.5, 0.9]}",
+        rest="exclude: [{strength: 0.9}]\n"
+        f"search: {{strategy: {strategy}, enqueue: [{{guidance_scale: 11}}]}}",
+    )
+    assert made.holds(settings) is held
+
+
+def test_a_value_that_nothing_depends_on_may_have_left() -> None:
+    made = study("{strength: {values: [0.3, 0.5], when: {guidance_scale: 9}}, guidance_scale: [5, 9]}")
+    assert made.holds({"strength": 0.4, "guidance_scale": 5})
+    assert not made.holds({"strength": 0.4, "guidance_scale": 9})
+
+
 def test_validation_has_fresh_seeds_of_its_own() -> None:
     pinned = study(rest="search: {validate: 5}")
     seeds = [instance.seed for instance in pinned.validation_instances]

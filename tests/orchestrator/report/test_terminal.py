@@ -202,6 +202,11 @@ class TestRemarks:
         assert "3 for the budget's sake, 2 of them at an early look" in text
         assert "early looks" not in flowing(THREE)
 
+    def test_what_the_study_no_longer_has_is_counted(self) -> None:
+        said = "left out: 2 settings tried before, of values that the study no longer has"
+        assert said in flowing(replace(THREE, gone=2))
+        assert "left out" not in flowing(THREE)
+
     def test_inert_and_infeasible_are_quoted(self) -> None:
         text = flowing(
             replace(THREE, inert=["guidance_scale ≤ 1 is off"], infeasible=["strength 0.1 has no step"])
