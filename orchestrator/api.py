@@ -26,7 +26,17 @@ from orchestrator import wiring
 from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
 from orchestrator.catalog.schema import row_settings
 from orchestrator.display import watching
-from orchestrator.plan import Plan, image_count, make_plan, remember_rate, surveyed, trial_count
+from orchestrator.plan import (
+    Plan,
+    gone_on_with,
+    image_count,
+    judged,
+    make_plan,
+    of_this_space,
+    remember_rate,
+    surveyed,
+    trial_count,
+)
 from orchestrator.pool import Pool
 from orchestrator.report.closer import closer_study
 from orchestrator.report.contact_sheet import contact_sheet
@@ -38,7 +48,6 @@ from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.requests import Failed, Scored, Settings, Value
-from search_spaces.space import Survey
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
 
@@ -81,8 +90,7 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
     resolved = wiring.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
     past = past_trials(Tables(root), resolved.study.name)
-    judged = sum(len(trial.outcomes) + len(trial.validation) for trial in past)
-    return make_plan(resolved.study, known, judged, root, resolved.warnings)
+    return make_plan(resolved.study, known, past, root, resolved.warnings)
 
 
 def run(
@@ -175,18 +183,19 @@ def _sweep(
     past = past_trials(tables, study.name, forget_lost=retry_failed)
     found = surveyed(study)
     folder = StudyFolder(root, study.name)
-    total = image_count(study, trial_count(study, found))
+    there = of_this_space(past, study, found)
+    of_others = judged(there, study) - judged(gone_on_with(there, study), study)
+    total = of_others + image_count(study, trial_count(study, found))
     tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
     catalog = ParquetCatalog(tables, study)
-    counted = _of_this_space(past, study, found)
     progress = sweep(
         study,
         strategy,
         pool,
         catalog,
         tracker,
-        counted,
+        there,
         total,
         watch,
         interrupted,
@@ -208,17 +217,7 @@ def _sweep(
 def _validation(study: Study, tables: Tables, retry_failed: bool) -> Strategy:
     """What follows the search, from what the catalog has of it by then."""
     past = past_trials(tables, study.name, forget_lost=retry_failed)
-    return wiring.make_validation(study, _of_this_space(past, study, surveyed(study)))
-
-
-def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
-    """Past trials that the study, as its file is now, would deal too, under their own settings or a twin's."""
-    candidates = {study.judge.candidate(settings) for settings in (found.candidates if found else ())}
-    return [
-        trial
-        for trial in past
-        if study.judge.candidate(trial.settings) in candidates or study.holds(trial.settings)
-    ]
+    return wiring.make_validation(study, of_this_space(past, study, surveyed(study)))
 
 
 def results(study: str, root: str = DEFAULT_ROOT) -> Results:
@@ -247,7 +246,7 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
     instances = len(pinned.instances) if pinned else 1 + max(i for t in past for i in t.outcomes)
     found = surveyed(pinned) if pinned else None
     tried = len(past)
-    past = _of_this_space(past, pinned, found) if pinned else past
+    past = of_this_space(past, pinned, found) if pinned else past
     images = _image_ids(tables, name)
     numbers = {_candidate(pinned, trial.settings): trial.number for trial in past}
     fresh = len(pinned.validation_instances) if pinned else 0

@@ -3,13 +3,14 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.study_folder import local_root
 from search_spaces.domains import Domain, FloatRange
 from search_spaces.requests import Settings, Value
 from search_spaces.space import Survey, guidance_is_on, survey
+from search_spaces.strategies import PastTrial
 from search_spaces.strategies.halving import pictures
 from search_spaces.strategies.racing import smallest_significant
 from search_spaces.strategies.validation import VALIDATED
@@ -24,7 +25,8 @@ class Plan:
     """What running a study would take; None stands for unknown.
 
     `trials`, `images` and `unet_calls` count the whole study, `to_generate` what the catalog lacks of it.
-    For a sampler they are the most that it can need. `cells` and the survey are of the lattice.
+    For a sampler they are the most that it can need. `cells` and the survey are of the lattice. `tried` counts
+    the trials of earlier sessions that the search goes on with.
     """
 
     study: Study
@@ -38,6 +40,7 @@ class Plan:
     inert: Mapping[str, int]
     infeasible: Mapping[str, int]
     warnings: tuple[str, ...]
+    tried: int = 0
 
 
 def surveyed(study: Study) -> Survey | None:
@@ -72,10 +75,56 @@ def image_count(study: Study, trials: int) -> int:
     return drawn + min(trials, VALIDATED + 1) * len(study.validation_instances)
 
 
-def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: tuple[str, ...]) -> Plan:
+def of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
+    """Past trials that the study, as its file is now, would deal too, under their own settings or a twin's."""
+    candidates = {study.judge.candidate(settings) for settings in (found.candidates if found else ())}
+    return [
+        trial
+        for trial in past
+        if study.judge.candidate(trial.settings) in candidates or study.holds(trial.settings)
+    ]
+
+
+def gone_on_with(past: Sequence[PastTrial], study: Study) -> list[PastTrial]:
+    """What the study's search goes on with, of past trials of this space: what another search did does not count.
+
+    A grid of every cell, and a sampler, take what is decided from whoever decided it.
+    """
+    search, instances = study.search, len(study.instances)
+    if search.samples:
+        from search_spaces.strategies import optuna_sampler
+
+        assert search.trials is not None
+        first = {study.judge.candidate(settings) for settings in study.first}
+        enqueued = {trial.number for trial in past if study.judge.candidate(trial.settings) in first}
+        chosen = optuna_sampler.gone_on_with(past, instances, search.trials, enqueued)
+        return [trial for trial in past if trial.number in chosen]
+    whole = search.strategy == "grid" and search.trials is None
+    own = [
+        replace(
+            trial,
+            outcomes={
+                instance: outcome
+                for instance, outcome in trial.outcomes.items()
+                if whole or trial.dealt_by.get(instance, search.strategy) == search.strategy
+            },
+        )
+        for trial in past
+    ]
+    return [trial for trial in own if trial.outcomes]
+
+
+def judged(past: Sequence[PastTrial], study: Study) -> int:
+    """How many of the study's instances past trials were judged on."""
+    return sum(instance < len(study.instances) for trial in past for instance in trial.outcomes)
+
+
+def make_plan(
+    study: Study, known: Set[str], past: Sequence[PastTrial], root: str, warnings: tuple[str, ...]
+) -> Plan:
     """The plan of a resolved study.
 
-    `known` holds the image_ids that the catalog has; `judged` counts the images that the study has had.
+    `known` holds the image_ids that the catalog has, `past` the trials that the study has had.
     """
     from workers.pipelines.loading import unet_calls
 
@@ -90,7 +139,11 @@ def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: t
     total_calls = round(sum(known_calls) * each) if counted else None
     # A sampler's trials are not known beforehand: only those that it has had are.
     all_of_them = study.search.strategy == "grid" and study.search.trials is None
-    have = _already_there(study, sample, known) if all_of_them else judged
+    there = of_this_space(past, study, found)
+    own = gone_on_with(there, study)
+    fresh = len(study.validation_instances)
+    have = _already_there(study, sample, known) if all_of_them else judged(own, study)
+    have += sum(instance < fresh for trial in there for instance in trial.validation)
     to_generate = max(0, images - have)
     rows = [
         count * (2 if guidance_is_on(study.judge.complete(settings), study.model) else 1)
@@ -114,6 +167,7 @@ def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: t
         inert=found.inert if found else {},
         infeasible=found.infeasible if found else {},
         warnings=warnings,
+        tried=len(own),
     )
 
 
@@ -207,6 +261,12 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield (
             "advice",
             f"search: {{strategy: halving}} would race the same settings with about {raced:,} images",
+        )
+    if study.search.samples and plan.tried >= plan.trials:
+        yield (
+            "note",
+            f"{plan.tried:,} trials of earlier sessions count, so that nothing new is tried: "
+            "let search.trials be more",
         )
     fewest = smallest_significant()
     if study.search.samples and study.search.racing == "auto" and instances < fewest:

@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
+import pytest
+
 from orchestrator import api
 from orchestrator.catalog.parquet import ParquetCatalog, Tables, past_trials
+from orchestrator.plan import Plan, gone_on_with, make_plan, of_this_space, plan_lines
 from orchestrator.pool import InProcessPool
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import sweep
 from orchestrator.tracking import NullTracker
 from orchestrator.wiring import make_strategy
+from search_spaces.requests import Scored
+from search_spaces.space import Survey, survey
+from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
+from search_spaces.study_file import SearchSpec
 from tests.orchestrator.studies import fake_worker, small_study
 
 
@@ -41,3 +48,75 @@ def test_a_value_that_left_stays_where_a_twin_of_it_is_still_there(tmp_path: Pat
     found = api.results("small", str(tmp_path))
     assert {trial.settings["guidance_scale"] for trial in found.trials} == {0.5, 3, 7.5}
     assert found.gone == 0
+
+
+@pytest.mark.parametrize("walk", [survey, lambda *_: None])
+def test_values_that_left_an_axis_are_not_counted_as_done(walk: object) -> None:
+    wide, narrow = small_study(guidance=(0.5, 1, 3, 5)), small_study(guidance=(3, 5))
+    past = [PastTrial(n, cell) for n, cell in enumerate(survey(wide.space, wide.judge).candidates)]
+    found: Survey | None = walk(narrow.space, narrow.judge)  # type: ignore[operator]
+    assert [trial.settings["guidance_scale"] for trial in of_this_space(past, narrow, found)] == [3, 3, 5, 5]
+
+
+# After another strategy
+
+pytestmark = pytest.mark.usefixtures("no_model")
+
+
+def searched(strategy: str, **more: object) -> Study:
+    """Sixty settings on eight instances, searched by a strategy."""
+    search = SearchSpec.model_validate({"strategy": strategy, **more})
+    return small_study(seeds=8, guidance=tuple(1 + n / 4 for n in range(1, 31)), search=search)
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans count steps as UNet calls, without asking a scheduler of the model, which is none."""
+    calls = lambda _, settings: settings["num_inference_steps"]  # noqa: E731
+    monkeypatch.setattr("workers.pipelines.loading.unet_calls", calls)
+
+
+def planned(study: Study, root: Path) -> Plan:
+    return make_plan(study, set(), past_trials(Tables(root), study.name), str(root), ())
+
+
+def test_a_sampler_after_a_race_tries_as_many_settings_as_it_was_told_to(tmp_path: Path) -> None:
+    run(searched("halving", early_look="off"), tmp_path)
+    raced = past_trials(Tables(tmp_path), "small")
+    whole = [trial for trial in raced if len(trial.outcomes) == 8]
+    assert {name for trial in raced for name in trial.dealt_by.values()} == {"halving"}
+    assert 3 <= len(whole) < 8 < len(raced)
+
+    study = searched("random", trials=8, racing="off")
+    before = planned(study, tmp_path)
+    assert (before.tried, before.images, before.to_generate) == (len(whole), 64, 64 - 8 * len(whole))
+    run(study, tmp_path)
+    after = past_trials(Tables(tmp_path), "small")
+    assert sum(len(trial.outcomes) == 8 for trial in after) == 8
+    assert sum(0 < len(trial.outcomes) < 8 for trial in after) >= len(raced) - 8, "the others are left alone"
+    done = planned(study, tmp_path)
+    assert (done.tried, done.to_generate) == (8, 0)
+    notes = [sentence for label, sentence in plan_lines(done) if label == "note"]
+    assert (
+        "8 trials of earlier sessions count, so that nothing new is tried: let search.trials be more" in notes
+    )
+    assert not any("earlier sessions" in sentence for _, sentence in plan_lines(before))
+
+
+def test_a_race_is_not_planned_by_what_others_judged(tmp_path: Path) -> None:
+    run(searched("random", trials=20, racing="off"), tmp_path)
+    race = searched("halving", early_look="off")
+    assert planned(race, tmp_path).to_generate == planned(race, tmp_path).images
+    run(race, tmp_path)
+    assert planned(race, tmp_path).to_generate < planned(race, tmp_path).images
+    whole = searched("grid")
+    past = past_trials(Tables(tmp_path), "small")
+    assert gone_on_with(past, whole) == past
+
+
+def test_a_validation_that_is_there_is_planned_as_there(tmp_path: Path) -> None:
+    study = small_study(search=SearchSpec.model_validate({"validate": 2}))
+    scored = {instance: Scored({"clip_score": 1.0}) for instance in range(3)}
+    past = [PastTrial(0, {"guidance_scale": 3, "negative_prompt": ""}, validation=scored)]
+    nothing, some = (make_plan(study, set(), trials, str(tmp_path), ()) for trials in ([], past))
+    assert nothing.to_generate - some.to_generate == 2
