@@ -1,6 +1,7 @@
 """What one setting may be: a list of values, or a range of numbers."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -91,6 +92,19 @@ def spans(domain: Domain, value: Value) -> bool:
         return domain.low <= value <= domain.high
     numbers = [each for each in domain.values if isinstance(each, int | float) and not isinstance(each, bool)]
     return bool(numbers) and min(numbers) <= value <= max(numbers)
+
+
+def landmarks(domain: FloatRange, others: Iterable[Domain]) -> Sequence[float]:
+    """Values of a continuous range of which each differs from its neighbours in which other domains contain it.
+
+    Those are the ends of all, as far as they lie in the range, and the floats beside them.
+    """
+    ends = [domain.low, domain.high]
+    for other in others:
+        values = other.values if isinstance(other, Choices) else (other.low, other.high)
+        ends += [value for value in values if isinstance(value, int | float)]
+    near = {math.nextafter(end, to) for end in ends for to in (-math.inf, end, math.inf)}
+    return sorted(value for value in near if domain.low <= value <= domain.high)
 
 
 def contains(domain: Domain, value: Value) -> bool:

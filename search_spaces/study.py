@@ -12,7 +12,7 @@ from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.objectives import Constraint, Direction, parse_constraint
 from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value, content_hash
-from search_spaces.space import Judge, Space, canonical_settings
+from search_spaces.space import Judge, Space, canonical_settings, telling_cells
 from search_spaces.strategies.staged import coarse
 from search_spaces.study_file import BudgetSpec, CometSpec, EngineSpec, SearchSpec, StudySpec
 
@@ -23,7 +23,7 @@ VALIDATION_SEED = 20_261_122
 """Of the seeds that no search sees; the same for all studies, so that their pictures are shared."""
 
 SURVEY_LIMIT = 1_000_000
-"""Cells beyond which a space is not walked just to find out whether any of it can run."""
+"""Cells beyond which a space is not walked before anything is asked for."""
 
 
 class PinnedInput(BaseModel):
@@ -122,9 +122,9 @@ class Study(BaseModel):
             last[name] = domain.high if isinstance(domain, FloatRange) else (points or ())[-1]
             if points and numbers:
                 last[name] = max(points, key=lambda value: value or 0)
-        if self.judge.obstacle(last) is None or self.space.size is None:
-            return last
-        return next(cell for cell in self.space.lattice() if self.judge.obstacle(cell) is None)
+        judge = self.judge
+        cells = telling_cells(self.space, judge)
+        return next((cell for cell in (last, *cells) if judge.obstacle(cell) is None), last)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -369,11 +369,9 @@ def _enqueued(search: SearchSpec) -> list[tuple[str, Sequence[str]]]:
 
 
 def _check_something_can_run(study: Study, source: str) -> None:
-    size, obstacle = study.space.size, None
-    if size is None or size > SURVEY_LIMIT:
-        return
-    for cell in study.space.lattice():
-        obstacle = study.judge.obstacle(cell)
+    judge, obstacle = study.judge, None
+    for cell in telling_cells(study.space, judge):
+        obstacle = judge.obstacle(cell)
         if obstacle is None:
             return
     raise InputError(f"{source}: no cell of the space can run: {obstacle}")

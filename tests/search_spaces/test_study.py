@@ -151,7 +151,7 @@ def test_a_space_of_which_some_can_run_is_taken() -> None:
     study("{num_inference_steps: [1, 2], strength: [0, 0.5]}")
     study("{num_inference_steps: [1], strength: [0.1]}", model=UNKNOWN)
     study("{width: {low: 64, high: 128, step: 16}}")
-    study("{strength: {low: 0, high: 0.01}}", rest="search: {strategy: tpe, trials: 3}")
+    study("{strength: {low: 0, high: 0.06}}", rest="search: {strategy: tpe, trials: 3}")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_space_of_which_some_can_run_is_taken() -> None:
     [
         ("{guidance_scale: [1, 7.5, 3]}", {"guidance_scale": 3}),
         ("{width: [128, 64], height: {low: 64, high: 128, step: 8}}", {"width": 128, "height": 128}),
-        ("{num_inference_steps: [2, 9], strength: [1.0, 0.1]}", {"num_inference_steps": 2, "strength": 1.0}),
+        ("{num_inference_steps: [2, 9], strength: [1.0, 0.1]}", {"num_inference_steps": 9, "strength": 1.0}),
     ],
 )
 def test_the_example_is_of_the_largest_size_and_can_run(space: str, example: Settings) -> None:
@@ -173,14 +173,33 @@ def test_the_example_of_a_continuous_space() -> None:
     assert made.example == {"guidance_scale": 9.0}
 
 
-def test_a_huge_space_is_not_walked_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"axis{number}" for number in range(6)]
-    huge = "{" + ", ".join(f"{name}: {{low: 0, high: 9}}" for name in names) + "}"
-    runnable = study(huge, model=model(keywords={**KEYWORDS, **dict.fromkeys(names, 0)}))
-    assert runnable.space.size == search_spaces.study.SURVEY_LIMIT
-    # Beyond the limit a space where nothing can run is found out by running it.
-    monkeypatch.setattr(search_spaces.study, "SURVEY_LIMIT", 5)
-    study("{num_inference_steps: [1, 2, 3], strength: [0.1, 0.2]}")
+NAMES = [f"axis{number}" for number in range(6)]
+HUGE = "{" + ", ".join(f"{name}: {{low: 0, high: 99999}}" for name in NAMES) + ", strength: [0.01, 1.0]}"
+HUGE_MODEL = model(keywords={**KEYWORDS, **dict.fromkeys(NAMES, 0)})
+
+
+def test_a_huge_space_is_taken_without_a_walk() -> None:
+    made = study(HUGE, model=HUGE_MODEL, rest="exclude: [{axis0: {low: 0, high: 99998}}]")
+    assert made.space.size == 2 * 10**30
+    assert made.judge.obstacle(made.example) is None
+    assert (made.example["axis0"], made.example["strength"]) == (99999, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("space", "rest"),
+    [
+        (HUGE, "exclude: [{axis0: {low: 0, high: 5000}}, {axis0: {low: 5001, high: 99999}}]"),
+        (HUGE, "exclude: [{strength: 1.0}]"),  # what is left runs no step
+        (
+            "{guidance_scale: {low: 1, high: 9}}",
+            "exclude: [{guidance_scale: {low: 0, high: 5}}, {guidance_scale: {low: 5, high: 9}}]\n"
+            "search: {strategy: tpe, trials: 3}",
+        ),
+        ("{strength: {low: 0, high: 0.01}}", "search: {strategy: tpe, trials: 3}"),
+    ],
+)
+def test_a_space_of_which_nothing_is_left_is_refused_however_large_it_is(space: str, rest: str) -> None:
+    assert "no cell of the space can run: " in refusal(space=space, rest=rest, model=HUGE_MODEL)
 
 
 # Identity
