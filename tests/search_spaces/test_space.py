@@ -426,6 +426,28 @@ def test_few_cells_tell_whether_a_space_has_one_that_can_run(
     assert len(few) <= 3 * 3 * 40
 
 
+@pytest.mark.parametrize(
+    ("axes", "runs"),
+    [
+        # the largest number of steps is beyond what the scheduler takes
+        (space(scheduler=["B"], num_inference_steps=[6, 3]), {"scheduler": "B", "num_inference_steps": 3}),
+        # a strength without effective steps is used beside one guidance only
+        (
+            space(
+                strength=Choices(values=(0.01,), when={"guidance_scale": (9,)}),
+                guidance_scale=[9, 5],
+                num_inference_steps=[20],
+            ),
+            {"strength": 0.01, "guidance_scale": 5, "num_inference_steps": 20},
+        ),
+    ],
+)
+def test_the_one_cell_that_can_run_is_among_the_telling_ones(axes: Space, runs: Settings) -> None:
+    limited = INPAINTING.model_copy(update={"step_limits": {"B": (1, 4)}})
+    judge = Judge({"strength": 1.0} if "strength" not in axes.axes else {}, limited, axes.axes)
+    assert [cell for cell in telling_cells(axes, judge) if judge.obstacle(cell) is None] == [runs]
+
+
 # The random order
 
 
