@@ -27,6 +27,9 @@ REPEATS_OF_A_MODEL = 5
 CELLS_SEARCHED = 100_000
 """Cells walked in search of an untried one: a few seconds, once, at the end of a search."""
 
+DRAWS = 10_000
+"""Points drawn in search of an untried one where there is no lattice: half a second; fewer after a vain search."""
+
 
 @dataclass(frozen=True)
 class _Verdict:
@@ -141,7 +144,7 @@ class OptunaSampler:
         self._counted = 0
         self._led: list[int] = []
         self._tested_against: int | None = None
-        self._exhausted = False
+        self._exhausted, self._draws = False, DRAWS
         self._next_number = max((trial.number for trial in past), default=-1) + 1
         self._enqueued = deque(enqueue)
         self._replay(past)
@@ -166,8 +169,6 @@ class OptunaSampler:
         dropped += self._race(touched)
         if dropped:
             self._queue = deque(a for a in self._queue if a.trial.number not in dropped)
-        if self._space.continuous:  # the sampler may look elsewhere now
-            self._exhausted = False
         return [number for number in dropped if self._courses[number].dealt]
 
     # Beginning
@@ -332,6 +333,8 @@ class OptunaSampler:
         course.under_way = False
         self._ready.discard(number)
         self._verdicts[number] = verdict
+        if self._space.continuous:  # the sampler may look elsewhere now
+            self._exhausted = False
         if course.suggestion is not None:
             self._tell(course.suggestion, verdict)
 
@@ -414,10 +417,19 @@ class OptunaSampler:
         return any(len(course.scores(n, self._instances)) < self._instances for n in self._score_names)
 
     def _untried(self) -> Settings | None:
-        """An untried cell that can run, from a random position of the lattice on; None if none is found."""
+        """Untried settings that can run, from a random cell of the lattice on; None if none are found.
+
+        Where there is no lattice, points are drawn at random.
+        """
         size = self._space.size
-        if not size:
-            return None
+        if size is None:
+            drawn = (
+                {name: axis.drawn(self._random) for name, axis in self._axes.items()}
+                for _ in range(self._draws)
+            )
+            found = next(filter(self._is_open, drawn), None)
+            self._draws = DRAWS if found is not None else self._draws // 10
+            return found
         start = self._random.randrange(size)
         for offset in range(min(size, CELLS_SEARCHED)):
             cell = self._space.cell((start + offset) % size)

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import random
 import re
 import warnings
 from collections.abc import Mapping
@@ -302,6 +303,16 @@ class Axis:
             return param
         assert isinstance(param, int)
         return self._ladder[param]
+
+    def drawn(self, chance: random.Random) -> Value:
+        """A value at random: of a ladder or a lattice each alike, of a range evenly, by ratio where it is `log`."""
+        known = self.distribution
+        if isinstance(known, FloatDistribution):
+            if known.log:
+                ratio = float(known.high / known.low)
+                return min(float(known.low) * ratio ** chance.random(), float(known.high))
+            return chance.uniform(known.low, known.high)
+        return chance.choice(self._ladder or self._domain.points() or ())
 
     def param(self, value: Value) -> Value:
         """The sampler's parameter for a value. Raises ValueError where it is not in the domain."""

@@ -782,14 +782,41 @@ def test_an_exhausted_space_is_not_searched_again_and_again() -> None:
 
 
 def test_a_continuous_space_is_searched_again_when_the_sampler_has_learned_something() -> None:
-    # It repeats itself until its trial has a value.
-    repeats = [{"x": 0.25}] * (REPEATS_BEFORE_CHANCE + 1)
-    strategy = made(space(x=FloatRange(low=0, high=1)), Scripted(*repeats, {"x": 0.5}), trials=2)
+    # It repeats itself until its trial has a value, and nothing else is found by chance.
+    judge = Judge(
+        {}, UNKNOWN, exclude=[{"x": FloatRange(low=a, high=b)} for a, b in ((0, 0.25), (0.2501, 1))]
+    )
+    low, high = 0.25 + 1e-9, 0.25 + 2e-9
+    repeats = [{"x": low}] * (REPEATS_BEFORE_CHANCE + 1)
+    strategy = made(
+        space(x=FloatRange(low=0, high=1e5)),
+        Scripted(*repeats, {"x": high}),
+        replace(judge, exclude=[*judge.exclude, {"x": FloatRange(low=1, high=1e5)}]),
+        trials=2,
+    )
     (first,) = strategy.ask(9)
     assert strategy.ask(9) == []
     strategy.report(scored([first], lambda _: 1.0))
     (second,) = strategy.ask(9)
-    assert (first.trial.settings, second.trial.settings) == ({"x": 0.25}, {"x": 0.5})
+    assert (first.trial.settings, second.trial.settings) == ({"x": low}, {"x": high})
+
+
+@pytest.mark.parametrize("process", [False, True])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_continuous_space_that_is_mostly_excluded_is_searched_to_its_number_of_trials(
+    process: bool, log: bool
+) -> None:
+    judge = Judge({}, UNKNOWN, exclude=[{"x": FloatRange(low=1.01, high=10)}])
+    kind = ScriptedProcess if process else Scripted
+    axes = space(
+        x=FloatRange(low=1, high=10, log=log), word=["a", "b"], step=FloatRange(low=0, high=1, step=0.5)
+    )
+    sampler = kind({"x": 7.0, "word": 0, "step": 1})
+    tried = run(made(axes, sampler, judge, trials=8), lambda _: 1.0)
+    assert len(tried) == 8
+    assert all(1 <= float(str(settings["x"])) < 1.01 for settings in tried)
+    assert {settings["word"] for settings in tried} == {"a", "b"}
+    assert {settings["step"] for settings in tried} <= {0.0, 0.5, 1.0}
 
 
 def test_a_sampler_in_love_with_one_cell_is_helped_out_by_chance() -> None:
