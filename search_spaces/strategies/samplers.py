@@ -311,7 +311,7 @@ class Axis:
             if known.log:
                 ratio = float(known.high / known.low)
                 return min(float(known.low) * ratio ** chance.random(), float(known.high))
-            return chance.uniform(known.low, known.high)
+            return float(chance.uniform(known.low, known.high))
         return chance.choice(self._ladder or self._domain.points() or ())
 
     def param(self, value: Value) -> Value:
