@@ -306,13 +306,12 @@ class Axis:
 
     def drawn(self, chance: random.Random) -> Value:
         """A value at random: of a ladder or a lattice each alike, of a range evenly, by ratio where it is `log`."""
-        known = self.distribution
-        if isinstance(known, FloatDistribution):
-            if known.log:
-                ratio = float(known.high / known.low)
-                return min(float(known.low) * ratio ** chance.random(), float(known.high))
-            return float(chance.uniform(known.low, known.high))
-        return chance.choice(self._ladder or self._domain.points() or ())
+        domain = self._domain
+        if isinstance(domain, FloatRange) and domain.step is None:
+            if domain.log:
+                return min(domain.low * (domain.high / domain.low) ** chance.random(), domain.high)
+            return chance.uniform(domain.low, domain.high)
+        return chance.choice(self._ladder or domain.points() or ())
 
     def param(self, value: Value) -> Value:
         """The sampler's parameter for a value. Raises ValueError where it is not in the domain."""
