@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import math
 import random
 import re
 import warnings
@@ -309,7 +310,8 @@ class Axis:
         domain = self._domain
         if isinstance(domain, FloatRange) and domain.step is None:
             if domain.log:
-                return min(domain.low * (domain.high / domain.low) ** chance.random(), domain.high)
+                grown = math.exp(chance.uniform(0, math.log(domain.high / domain.low)))
+                return min(domain.low * grown, domain.high)
             return chance.uniform(domain.low, domain.high)
         return chance.choice(self._ladder or domain.points() or ())
 
