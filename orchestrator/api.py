@@ -90,7 +90,8 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
     resolved = wiring.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
     past = past_trials(Tables(root), resolved.study.name)
-    return make_plan(resolved.study, known, past, root, resolved.warnings)
+    study = resolved.study
+    return make_plan(study, known, past, root, resolved.warnings, partial(wiring.raced, study))
 
 
 def run(
@@ -185,7 +186,8 @@ def _sweep(
     folder = StudyFolder(root, study.name)
     there = of_this_space(past, study, found)
     of_others = judged(there, study) - judged(gone_on_with(there, study), study)
-    total = of_others + image_count(study, trial_count(study, found))
+    raced = wiring.raced(study, found)
+    total = of_others + image_count(study, trial_count(study, found, raced))
     tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
     catalog = ParquetCatalog(tables, study)
@@ -205,6 +207,10 @@ def _sweep(
     )
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
+    if found and raced and study.search.trials is None and len(raced) < len(found.candidates):
+        progress.notes.append(
+            f"the budget lasted for a race of {len(raced):,} of {len(found.candidates):,} settings"
+        )
     asked = study.search.trials if study.search.samples else None
     if found and asked is not None and not interrupted() and len(found.candidates) < asked:
         progress.notes.append(
