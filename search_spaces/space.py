@@ -4,6 +4,8 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from graphlib import TopologicalSorter
 
 from pydantic import BaseModel, ConfigDict
 
@@ -185,7 +187,8 @@ Exclusion = Mapping[str, Domain]
 class Judge:
     """Tells a strategy which swept settings are the same candidate and which cannot run.
 
-    Of `axes` the conditions count: where one does not hold, its setting is the model's default.
+    Of `axes` the conditions count: where one does not hold, its setting is the model's default. No setting may
+    depend on itself, through others.
     """
 
     fixed: Settings
@@ -196,10 +199,18 @@ class Judge:
     def complete(self, swept: Settings) -> dict[str, Value]:
         """Fixed and swept settings together, without what their conditions do not allow."""
         settings = {**self.fixed, **swept}
-        for name, domain in self.axes.items():
-            if domain.when and not domain.applies(settings):
+        for name in self._conditional:
+            if not self.axes[name].applies(settings):
                 settings[name] = self.model.keywords.get(name)
         return settings
+
+    @cached_property
+    def _conditional(self) -> list[str]:
+        """The axes with a condition, each after those that its condition names."""
+        depends = {name: domain.when.keys() & self.axes.keys() for name, domain in self.axes.items()}
+        if not any(depends.values()):
+            return [name for name, domain in self.axes.items() if domain.when]
+        return [name for name in TopologicalSorter(depends).static_order() if self.axes[name].when]
 
     def candidate(self, swept: Settings) -> str:
         """Equal for settings that draw the same pictures."""

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -228,6 +229,7 @@ def pin(
     _check_conditions(study, source)
     _check_search(study, source)
     _check_something_can_run(study, source)
+    _check_branches(study, source)
     return study
 
 
@@ -304,7 +306,13 @@ def _check_sizes(spec: StudySpec, model: ModelDescription, source: str) -> None:
 
 
 def _check_conditions(study: Study, source: str) -> None:
-    """Conditions and exclusions speak of settings that the study has, and no condition can never hold."""
+    """Conditions and exclusions speak of settings that the study has, and no setting depends on itself."""
+    depends = {name: domain.when.keys() for name, domain in study.space.axes.items()}
+    try:
+        TopologicalSorter(depends).prepare()
+    except CycleError as error:
+        circle = " → ".join(reversed(error.args[1]))
+        raise InputError(f"{source}: space: the conditions under 'when' go in a circle: {circle}") from None
     for name, domain in study.space.axes.items():
         for other, wanted in domain.when.items():
             where = f"{source}: space.{name}.when.{other}"
@@ -375,6 +383,19 @@ def _check_something_can_run(study: Study, source: str) -> None:
         if obstacle is None:
             return
     raise InputError(f"{source}: no cell of the space can run: {obstacle}")
+
+
+def _check_branches(study: Study, source: str) -> None:
+    """Every condition holds in a cell that can run."""
+    judge = study.judge
+    able = [cell for cell in telling_cells(study.space, judge) if judge.obstacle(cell) is None]
+    for name, domain in study.space.axes.items():
+        if domain.when and not any(domain.applies(judge.complete(cell)) for cell in able):
+            raise InputError(
+                f"{source}: space.{name}.when: no cell that can run has "
+                + " and ".join(f"{k} {' or '.join(map(shown, v))}" for k, v in domain.when.items())
+                + f", so that {name} would never be swept"
+            )
 
 
 def difference(old: Study, new: Study) -> str | None:

@@ -422,6 +422,46 @@ def test_a_setting_whose_condition_does_not_hold_is_the_models_own() -> None:
     assert sentence == "strength changes nothing where 'when' does not hold"
 
 
+@pytest.mark.parametrize("order", [("strength", "guidance_scale"), ("guidance_scale", "strength")])
+def test_conditions_may_depend_on_settings_that_have_conditions(order: tuple[str, str]) -> None:
+    axes = {
+        "strength": "strength: {values: [0.3, 0.5], when: {guidance_scale: 9}}",
+        "guidance_scale": "guidance_scale: {values: [5, 9], when: {num_inference_steps: 30}}",
+    }
+    named = ", ".join([*(axes[name] for name in order), "num_inference_steps: [20, 30]"])
+    pinned = study(f"{{{named}}}")
+    found = survey(pinned.space, pinned.judge)
+    # beside 20 steps guidance is the model's own, and so is strength; beside 30 and guidance 9 strength has its turn
+    drawn = {tuple(pinned.judge.complete(cell)[name] for name in sorted(cell)) for cell in found.candidates}
+    assert drawn == {(5.0, 20, 1.0), (5.0, 30, 1.0), (9.0, 30, 0.3), (9.0, 30, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("space", "rest", "said"),
+    [
+        (
+            "{guidance_scale: {values: [1, 5], when: {strength: 0.5}}, "
+            "strength: {values: [0.5, 1], when: {guidance_scale: 5}}}",
+            "",
+            "conditions under 'when' go in a circle: guidance_scale → strength → guidance_scale",
+        ),
+        (
+            "{guidance_scale: [1, 5], strength: {values: [0.5, 1], when: {guidance_scale: 5}}}",
+            "exclude: [{guidance_scale: 5}]",
+            "space.strength.when: no cell that can run has guidance_scale 5.0, so that strength would never be",
+        ),
+        (  # each alone holds somewhere, both together nowhere
+            "{guidance_scale: {values: [1, 5], when: {num_inference_steps: 30}}, num_inference_steps: [20, 30], "
+            "strength: {values: [0.5, 1], when: {guidance_scale: 1, num_inference_steps: 20}}}",
+            "",
+            "space.strength.when: no cell that can run has guidance_scale 1.0 and num_inference_steps 20",
+        ),
+    ],
+)
+def test_a_conditional_branch_that_is_never_taken_is_refused(space: str, rest: str, said: str) -> None:
+    assert said in refusal(space=space, rest=rest)
+
+
 def test_excluded_cells_are_named_and_not_candidates() -> None:
     pinned = study(rest="exclude: [{num_inference_steps: 3, strength: [0.5, 0.51]}, {guidance_scale: 1}]")
     found = survey(pinned.space, pinned.judge)
