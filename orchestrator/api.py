@@ -26,7 +26,17 @@ from orchestrator import wiring
 from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
 from orchestrator.catalog.schema import row_settings
 from orchestrator.display import watching
-from orchestrator.plan import Plan, image_count, make_plan, remember_rate, surveyed, trial_count
+from orchestrator.plan import (
+    Plan,
+    gone_on_with,
+    image_count,
+    judged,
+    make_plan,
+    of_this_space,
+    remember_rate,
+    surveyed,
+    trial_count,
+)
 from orchestrator.pool import Pool
 from orchestrator.report.closer import closer_study
 from orchestrator.report.contact_sheet import contact_sheet
@@ -38,7 +48,6 @@ from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.requests import Failed, Scored, Settings, Value
-from search_spaces.space import Survey
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
 
@@ -81,8 +90,8 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
     resolved = wiring.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
     past = past_trials(Tables(root), resolved.study.name)
-    judged = sum(len(trial.outcomes) + len(trial.validation) for trial in past)
-    return make_plan(resolved.study, known, judged, root, resolved.warnings)
+    study = resolved.study
+    return make_plan(study, known, past, root, resolved.warnings, partial(wiring.raced, study))
 
 
 def run(
@@ -175,18 +184,20 @@ def _sweep(
     past = past_trials(tables, study.name, forget_lost=retry_failed)
     found = surveyed(study)
     folder = StudyFolder(root, study.name)
-    total = image_count(study, trial_count(study, found))
+    there = of_this_space(past, study, found)
+    of_others = judged(there, study) - judged(gone_on_with(there, study), study)
+    raced = wiring.raced(study, found)
+    total = of_others + image_count(study, trial_count(study, found, raced))
     tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
     catalog = ParquetCatalog(tables, study)
-    counted = _of_this_space(past, study, found)
     progress = sweep(
         study,
         strategy,
         pool,
         catalog,
         tracker,
-        counted,
+        there,
         total,
         watch,
         interrupted,
@@ -196,6 +207,10 @@ def _sweep(
     )
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
+    if found and raced and study.search.trials is None and len(raced) < len(found.candidates):
+        progress.notes.append(
+            f"the budget lasted for a race of {len(raced):,} of {len(found.candidates):,} settings"
+        )
     asked = study.search.trials if study.search.samples else None
     if found and asked is not None and not interrupted() and len(found.candidates) < asked:
         progress.notes.append(
@@ -208,15 +223,7 @@ def _sweep(
 def _validation(study: Study, tables: Tables, retry_failed: bool) -> Strategy:
     """What follows the search, from what the catalog has of it by then."""
     past = past_trials(tables, study.name, forget_lost=retry_failed)
-    return wiring.make_validation(study, _of_this_space(past, study, surveyed(study)))
-
-
-def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
-    """Past trials that the study, as its file is now, would deal too; values may have left an axis since."""
-    if found is None or study.search.strategy == "refine":  # which leaves the lattice
-        return list(past)
-    candidates = {study.judge.candidate(settings) for settings in found.candidates}
-    return [trial for trial in past if study.judge.candidate(trial.settings) in candidates]
+    return wiring.make_validation(study, of_this_space(past, study, surveyed(study)))
 
 
 def results(study: str, root: str = DEFAULT_ROOT) -> Results:
@@ -244,6 +251,8 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
     objective = pinned.objective if pinned else _objective(past)
     instances = len(pinned.instances) if pinned else 1 + max(i for t in past for i in t.outcomes)
     found = surveyed(pinned) if pinned else None
+    tried = len(past)
+    past = of_this_space(past, pinned, found) if pinned else past
     images = _image_ids(tables, name)
     numbers = {_candidate(pinned, trial.settings): trial.number for trial in past}
     fresh = len(pinned.validation_instances) if pinned else 0
@@ -272,6 +281,7 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     name: {i: o.scores[name] for i, o in trial.outcomes.items() if isinstance(o, Scored)}
                     for name in (pinned.measures if pinned else ())
                 },
+                sum(len(looks) for i, looks in trial.looks.items() if i < instances),
             )
             for trial in past
         ],
@@ -282,6 +292,7 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
         fresh=fresh,
         objectives=pinned.directions if pinned else {},
         constraints=pinned.constraints if pinned else (),
+        gone=tried - len(past),
     )
 
 

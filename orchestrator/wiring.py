@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from orchestrator.catalog.parquet import Tables, holds_another, past_trials
+from orchestrator.plan import admitted, calls_of, remembered_rate, surveyed
+from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.tracking.comet import (
@@ -27,10 +29,11 @@ from orchestrator.tracking.comet import (
 from search_spaces import study_file
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
-from search_spaces.requests import ImageRequest, Scored, Value
+from search_spaces.requests import ImageRequest, Scored, Settings, Trial, Value
+from search_spaces.space import Survey, guidance_is_on
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
-from search_spaces.strategies.halving import Halving, pictures
+from search_spaces.strategies.halving import Halving
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.strategies.validation import Validation
@@ -107,7 +110,50 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
             f"{path}: the catalog under {root} holds trials of another study named {study.name!r}; "
             "give this one another name under 'study', or another --root"
         )
-    return Resolved(study, path.read_text(encoding="utf-8"), images, tuple(_stretched(study, images)))
+    _check_calls(study, path)
+    warnings = (*_stretched(study, images), *_short_of_time(study, root))
+    return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
+
+
+def _first_cost(study: Study) -> tuple[Settings, int] | None:
+    """The settings that are tried first, and their UNet calls over all instances; None where nobody knows."""
+    found = surveyed(study) if not study.first else None
+    able = study.first[:1] or (found.candidates if found else [])
+    costs = [(calls, settings) for calls, settings in zip(calls_of(study, able), able, strict=True) if calls]
+    if not costs:
+        return None
+    calls, settings = min(costs, key=lambda cost: cost[0])
+    return settings, calls * len(study.instances)
+
+
+def _check_calls(study: Study, path: Path) -> None:
+    """A budget of UNet calls lasts for the settings that are tried first."""
+    budget = study.budget.unet_calls
+    first = _first_cost(study) if budget is not None else None
+    if budget is not None and first is not None and budget < first[1]:
+        settings, needed = first
+        raise InputError(
+            f"{path}: budget.unet_calls: {budget:,} are fewer than the {needed:,} that one candidate "
+            f"({settings_text(settings)}) takes on {len(study.instances)} instances"
+        )
+
+
+def _short_of_time(study: Study, root: str) -> Iterator[str]:
+    """A warning for a budget of seconds that the settings tried first are likely to use up."""
+    limits = {"seconds": study.budget.seconds, "gpu_seconds": study.budget.gpu_seconds}
+    if not any(limits.values()):
+        return
+    rate, first = remembered_rate(study, root), _first_cost(study)
+    if rate is None or first is None:
+        return
+    rows = 2 if guidance_is_on(study.judge.complete(first[0]), study.model) else 1
+    needed = first[1] * rows / rate
+    for name, limit in limits.items():
+        if limit is not None and limit < needed:
+            yield (
+                f"budget.{name}: {limit:g} s are likely too few for one candidate, which takes about "
+                f"{needed:.3g} s at the last run's speed"
+            )
 
 
 MOST_COMBINATIONS = 1000
@@ -202,21 +248,35 @@ def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
         return Coordinate(trials, axes, search.order, start, instances, search.rounds, search.keep, first)
     if search.strategy == "refine":
         return Refine(trials, study.space.axes, instances, search.trials, search.keep, study.first)
-    # Where not all cells may have their turn, those that have are drawn at random.
-    partly = search.trials is not None or study.budget.is_set
-    walk = study.space.shuffled(search.seed) if partly else study.space.by_cost().lattice()
-    cells = chain(study.first, walk)
     if search.strategy == "grid":
-        return Grid(trials, cells, instances, search.trials)
-    entrants = list(islice(trials.candidates(cells), search.trials))
-    while study.budget.images is not None and len(entrants) > 1:
-        if pictures(len(entrants), instances, search.keep) <= study.budget.images:
-            break
-        entrants.pop()  # so many cannot be raced to the end
+        return Grid(trials, _cells(study), instances, search.trials)
+    entrants = race_entrants(study, trials)
     looks = search.early_look == "auto" and study.model.family.slots
     baseline = judge.candidate(study.baseline)
     always = {trial.number for trial in entrants if judge.candidate(trial.settings) == baseline}
     return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed, always)
+
+
+def _cells(study: Study) -> Iterable[dict[str, Value]]:
+    """The cells in the order of their turns; where not all may have theirs, those that have are drawn at random."""
+    partly = study.search.trials is not None or study.budget.is_set
+    walk = study.space.shuffled(study.search.seed) if partly else study.space.by_cost().lattice()
+    return chain(study.first, walk)
+
+
+def race_entrants(study: Study, trials: Trials) -> list[Trial]:
+    """The trials of a study's race: as many as it may have, and as its budget lasts for."""
+    entrants = list(islice(trials.candidates(_cells(study)), study.search.trials))
+    return entrants[: admitted(study, [trial.settings for trial in entrants])]
+
+
+def raced(study: Study, found: Survey | None) -> Sequence[Settings] | None:
+    """The settings that a study races; None where it does not race all at once. `found` is a walk over them all."""
+    if study.search.strategy != "halving":
+        return None
+    if found and study.search.trials is None and not study.budget.is_set:
+        return found.candidates
+    return [trial.settings for trial in race_entrants(study, Trials(study.judge, study.objective))]
 
 
 def make_validation(study: Study, past: Sequence[PastTrial]) -> Validation:

@@ -135,10 +135,13 @@ def _parse_conditions(name: str, raw: object) -> dict[str, tuple[Value, ...]]:
         raise ValueError(f"{name}.when: {shown(raw)} is not a mapping such as {{scheduler: DDIMScheduler}}")
     if name in raw:
         raise ValueError(f"{name}.when: {name} cannot depend on itself")
-    return {
-        other: _parse_list(other, values if isinstance(values, list) else [values]).values
-        for other, values in raw.items()
-    }
+    try:
+        return {
+            other: _parse_list(other, values if isinstance(values, list) else [values]).values
+            for other, values in raw.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{name}.when.{error}") from None
 
 
 def parse_exclusion(number: int, raw: Mapping[str, object]) -> dict[str, Domain]:
@@ -514,6 +517,8 @@ class StudySpec(_Section):
 
     def _check_objectives(self) -> None:
         """Several objectives are several, and are searched by what can have several."""
+        if not self.objectives and "objectives" in self.model_fields_set:
+            raise ValueError("objectives is empty; leave it out for clip_score alone, or give two or more")
         for number, objective in enumerate(self.objectives):
             if len(objective) != 1:
                 raise ValueError(
@@ -670,7 +675,7 @@ _NAMED_WITHIN = ("settings", "space", "search.enqueue")
 
 _PROBLEMS = {
     "float_type": "is not a number",
-    "greater_than": "must be above {gt}",
+    "greater_than": "must be above {gt:.10g}",
     "less_than_equal": "is above {le}, the most that works",
     "string_type": "is not a text",
     "int_type": "is not a whole number",
@@ -680,7 +685,7 @@ _PROBLEMS = {
     "too_short": "is empty; at least {min_length} is needed",
     "string_too_short": "is empty",
     "greater_than_equal": "is below {ge}, the least that works",
-    "less_than": "must be below {lt}",
+    "less_than": "must be below {lt:.10g}",
     "string_pattern_mismatch": "may hold letters, digits, '.', '_' and '-', and begins with a letter or digit",
 }
 
@@ -700,6 +705,10 @@ def _sentence(error: ErrorDetails) -> str:
         return f"the key {where!r} is missing"
     if kind == "literal_error" and error["loc"][:2] != ("engine", "rows"):
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        if error["loc"][0] == "objectives":
+            entry, is_score = _path(error["loc"][:2]), error["loc"][-1] == "[key]"
+            what = "score" if is_score else f"direction of {error['loc'][2]}"
+            return f"{entry}: unknown {what} {shown(given)}{did_you_mean(str(given), known)}"
         return f"{where}: unknown {error['loc'][-1]} {shown(given)}{did_you_mean(str(given), known)}"
     if error["loc"][:2] == ("engine", "rows"):
         return f"engine.rows: {shown(given)} is neither auto nor a whole number from 1 to 4096"

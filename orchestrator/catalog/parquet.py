@@ -178,7 +178,8 @@ def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[P
     Scores have the seconds that the image took beside them. `forget_lost` leaves lost instances out, so that
     they are tried again.
     """
-    columns = ["trial", "instance", "image_id", "role", "state", "reason", "settings", "scorer", "text"]
+    columns = ["trial", "instance", "image_id", "role", "strategy", "state", "reason", "settings"]
+    columns += ["scorer", "text"]
     rows = tables.read("trials", [*columns, "after", "value"], pc.field("study") == study).to_pylist()
     if not rows:
         return []
@@ -189,6 +190,8 @@ def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[P
         found = trials.setdefault(row["trial"], _Found(row["settings"]))
         outcomes = found.validation if row["role"] == "validate" else found.outcomes
         scorer, instance = row["scorer"], row["instance"]
+        if row["role"] == "search" and row["strategy"] is not None:
+            found.dealt_by[instance] = row["strategy"]
         if row["state"] == "looked":
             look = Looked({scorer_name(scorer): row["value"]}, row["after"])
             found.looks.setdefault(instance, {})[look.after] = look
@@ -219,10 +222,12 @@ class _Found:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     looks: dict[int, dict[int, Looked]] = field(default_factory=dict)
     validation: dict[int, Outcome] = field(default_factory=dict)
+    dealt_by: dict[int, str] = field(default_factory=dict)
 
     def past_trial(self, number: int) -> PastTrial:
         looks = {instance: list(found.values()) for instance, found in self.looks.items()}
-        return PastTrial(number, json.loads(self.settings), self.outcomes, looks, self.validation)
+        settings = json.loads(self.settings)
+        return PastTrial(number, settings, self.outcomes, looks, self.validation, self.dealt_by)
 
 
 def holds_another(tables: Tables, study: Study) -> bool:

@@ -129,16 +129,17 @@ def survivors(entrants: int, keep: float) -> int:
     return max(FINALISTS, math.ceil(entrants * keep - 1e-9))
 
 
-def pictures(entrants: int, instances: int, keep: float = KEEP) -> int:
-    """Pictures that a race without early looks takes at most."""
+def pictures(entrants: int, instances: int, keep: float = KEEP, always: int = 0) -> int:
+    """Pictures that a race takes at most, `always` of its entrants being kept to the end; fewer with early looks."""
     drawn = before = 0
     elsewhere = modelled(entrants, instances)  # each had its first picture of an instance of its own
+    ahead = FINALISTS if elsewhere else 0  # those that workers began for the next rung, and that left after all
     most = entrants * instances
     for rung in rungs(entrants, instances, keep):
         drawn += entrants * (rung.instances - before)
         if elsewhere and rung.instances > 1:
             drawn, elsewhere = drawn + entrants, False
-        before, entrants = rung.instances, min(entrants, survivors(entrants, keep))
+        before, entrants = rung.instances, min(entrants, survivors(entrants, keep) + always + ahead)
     return min(drawn, most)
 
 
@@ -184,7 +185,7 @@ class Race:
         return self._place >= len(self._rungs)
 
     def ask(self, free: int) -> list[Assignment]:
-        """Assignments of this rung, then of the next one for those that are likely to reach it."""
+        """Assignments of this rung, then of the next one for those that will reach it."""
         dealt: list[Assignment] = []
         while self._queue and len(dealt) < free:
             dealt.append(self._queue.popleft())
@@ -233,8 +234,8 @@ class Race:
         """Leave the best in the race, and those that machines lost on all instances; the trials that go."""
         if self._place == len(self._rungs) - 1:
             return []
-        stay = {trial.number for trial in self._worth_keeping(rung)} | self._always
-        stay -= self._trials.infeasible
+        failed = {trial.number for trial in self.entrants if self._fails(trial, rung)}
+        stay = ({trial.number for trial in self._worth_keeping(rung, failed)} | self._always) - failed
         gone = [
             trial.number
             for trial in self.entrants
@@ -243,12 +244,12 @@ class Race:
         self.entrants = [trial for trial in self.entrants if trial.number in stay]
         return gone
 
-    def _worth_keeping(self, rung: Rung) -> list[Trial]:
-        """The best on this rung, by the surrogate or else by their means."""
+    def _worth_keeping(self, rung: Rung, failed: Collection[int]) -> list[Trial]:
+        """The best on this rung that have not failed, by the surrogate or else by their means."""
         if not rung.open:
             self._most = self._survivors(self._most, rung)
-        alive = [trial for trial in self.entrants if trial.number not in self._trials.infeasible]
-        self._hear(rung, alive)
+        alive = [trial for trial in self.entrants if trial.number not in failed]
+        self._hear(rung, alive, failed)
         if self._surrogate is not None and 0 < len(self._heard) <= MOST_OUTCOMES:
             return self._by_surrogate(self._surrogate, alive, rung)
         best = self._standing(rung)
@@ -274,12 +275,11 @@ class Race:
         kept = worth_keeping(draws(mean, covariance), loss, min(least, self._most), self._most)
         return [alive[place] for place in kept]
 
-    def _hear(self, rung: Rung, alive: Sequence[Trial]) -> None:
+    def _hear(self, rung: Rung, alive: Sequence[Trial], failed: Collection[int]) -> None:
         """Remember what this rung's pairs came to, beside those of the rungs before, for the surrogate."""
         if self._surrogate is None:
             return
-        for number in self._trials.infeasible:
-            self._heard = {pair: value for pair, value in self._heard.items() if pair[0] != number}
+        self._heard = {pair: value for pair, value in self._heard.items() if pair[0] not in failed}
         for trial, instance in _pairs(rung, alive):
             value = self._value(trial, instance, rung)
             if value is not None:
@@ -299,9 +299,9 @@ class Race:
     def _values(self, rung: Rung) -> dict[int, float]:
         """Each trial's mean difference from what its instances gave to all, so that a lost one costs nothing."""
         rows: dict[int, dict[int, float]] = {}
-        for trial, instance in _pairs(rung, self.entrants):
+        for trial, instance in _pairs(rung, [t for t in self.entrants if not self._fails(t, rung)]):
             value = self._value(trial, instance, rung)
-            if value is not None and trial.number not in self._trials.infeasible:
+            if value is not None:
                 rows.setdefault(trial.number, {})[instance] = value
         columns: dict[int, list[float]] = {}
         for row in rows.values():
@@ -312,6 +312,16 @@ class Race:
             number: math.fsum(value - levels[instance] for instance, value in row.items()) / len(row)
             for number, row in rows.items()
         }
+
+    def _fails(self, trial: Trial, rung: Rung) -> bool:
+        """Whether a trial has turned out infeasible by what this rung judges.
+
+        What a later rung finds does not change an earlier cut, so that a race begun again takes the same course.
+        """
+        return any(
+            self._trials.fails(trial.number, instance) and self._value(trial, instance, rung) is None
+            for _, instance in _pairs(rung, [trial])
+        )
 
     def _value(self, trial: Trial, instance: int, rung: Rung) -> float | None:
         """What a look lets expect of the final score, or that score itself.
@@ -340,15 +350,22 @@ class Race:
         return Assignment(trial, instance, after)
 
     def _ahead(self, free: int) -> list[Assignment]:
-        """Work of the next rung for its likely entrants: the better half of as many as it will have."""
+        """Work of the next rung for those who will be in it whatever is still out, so that none of it is in vain.
+
+        With a surrogate nobody knows who will be, and it is for the finalists as they stand.
+        """
         following = next((rung for rung in self._rungs[self._place + 1 :] if rung.own is None), None)
         if following is None:
             return []
-        waiting, best = {number for number, _ in self._pending}, self._standing(self._rungs[self._place])
-        likely = math.ceil(self._survivors(len(best), self._rungs[self._place]) / 2)
-        if self._surrogate is not None:
-            likely = min(likely, FINALISTS)  # nobody knows how few will be left
-        pairs = _pairs(following, [trial for trial in best[:likely] if trial.number not in waiting])
+        rung, waiting = self._rungs[self._place], {number for number, _ in self._pending}
+        known = [trial for trial in self._standing(rung) if trial.number not in waiting]
+        certain = FINALISTS
+        if self._surrogate is None:
+            certain = self._survivors(len(known) + len(waiting), rung) - len(waiting)
+        through = [
+            trial for place, trial in enumerate(known) if place < certain or trial.number in self._always
+        ]
+        pairs = _pairs(following, through)
         ahead: list[Assignment] = []
         for trial, instance in pairs:
             if len(ahead) == free:
@@ -457,6 +474,8 @@ class Halving:
             return
         if not all(self._trials.settled(trial.number, 0) for trial in self._pilot):
             return
+        failed = {trial.number for trial in self._pilot if self._trials.fails(trial.number, 0)}
+        self._entrants = [trial for trial in self._entrants if trial.number not in failed]
         self._pilot = [trial for trial in self._pilot if self._trials.score(trial.number, 0) is not None]
         forecast = next(filter(None, map(self._forecast, LOOK_SHARES)), None)
         course = rungs(len(self._entrants), self._instances, self._keep)

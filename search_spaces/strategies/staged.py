@@ -232,6 +232,6 @@ def _fitting(domain: FloatRange | IntRange, value: float) -> float:
     """The value of a range that is nearest."""
     points = domain.points()
     if points is None:
-        return float(f"{value:.4g}")
+        return min(max(float(f"{value:.4g}"), domain.low), domain.high)
     numbers = [point for point in points if isinstance(point, int | float)]
     return min(numbers, key=lambda point: abs(point - value))

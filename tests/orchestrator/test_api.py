@@ -25,9 +25,6 @@ from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
 from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
-from search_spaces.space import survey
-from search_spaces.strategies import PastTrial
-from tests.orchestrator.studies import small_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -146,17 +143,6 @@ def test_the_models_own_settings_are_tried_first_as_the_baseline(finished: Finis
         "strength": 1.0,
         "negative_prompt": None,
     }
-
-
-def test_values_that_left_an_axis_are_not_counted_as_done() -> None:
-    wide, narrow = small_study(guidance=(0.5, 1, 3, 5)), small_study(guidance=(3, 5))
-    past = [
-        PastTrial(number, settings)
-        for number, settings in enumerate(survey(wide.space, wide.judge).candidates)
-    ]
-    counted = api._of_this_space(past, narrow, survey(narrow.space, narrow.judge))
-    assert [trial.settings["guidance_scale"] for trial in counted] == [3, 3, 5, 5]
-    assert api._of_this_space(past, narrow, None) == past
 
 
 def test_the_same_file_again_generates_nothing_and_starts_nothing(
@@ -473,7 +459,9 @@ def test_a_race_takes_a_fraction_of_the_images_and_says_who_left(raced: Finished
     assert 3 <= len(complete) < 12
     assert all(trial.settings["strength"] == 1 for trial in complete)
     left = left_early(results, ranking(results)[0].trial)
-    assert left.certain + left.for_budget >= 20  # the others left at a look
+    assert left.certain + left.for_budget == len(results.trials) - len(complete)
+    assert left.at_looks >= 20
+    assert sum(trial.looks for trial in results.trials) == result.progress.looks
     assert len(validation(results)) >= 3
     table = api.frame("race", root)
     assert set(table["role"].to_pylist()) == {"search", "validate"}

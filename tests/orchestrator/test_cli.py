@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import cli, wiring
+from orchestrator.plan import remember_rate
 from orchestrator.ray_pool import RayPool
 from orchestrator.study_folder import StudyFolder
 from tests.orchestrator.test_api import STUDIES, STUDY, study_file
@@ -135,6 +136,24 @@ EDITS = {
     "an unreadable image": ("image: cat.png", "image: dragon.yaml", ["inputs[0].image", "not an image"]),
     "a study name that is a path": ("study: dragon", "study: ../dragon", ["study", "letters, digits"]),
     "a bad size": ("seeds: 2", "settings: {width: 60}", ["width", "60 is not a multiple of 8"]),
+    "fewer UNet calls than one candidate takes": (
+        "seeds: 2",
+        "budget: {unet_calls: 39}",
+        [
+            "budget.unet_calls: 39 are fewer than the 80 that one candidate (num_inference_steps 20,",
+            "4 instances",
+        ],
+    ),
+    "a function for a sampler": (
+        "seeds: 2",
+        "search: {strategy: tpe, trials: 5, options: {gamma: 10}}",
+        ["tpe's option gamma takes Callable", "a study file cannot write one"],
+    ),
+    "exclusions that leave nothing": (
+        "seeds: 2",
+        "exclude: [{strength: 0.3}, {strength: {low: 0.5, high: 1}}]",
+        ["no cell of the space can run", "exclude["],
+    ),
     "a fixed and swept setting": (
         "seeds: 2",
         "settings: {strength: 1.0}",
@@ -319,6 +338,24 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     ):
         assert words in out
     assert not (path.parent / "runs").exists()
+
+
+def test_plan_says_what_a_budget_of_seconds_is_likely_to_last_for(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(
+        path.read_text(encoding="utf-8") + "budget: {seconds: 5, gpu_seconds: 50}\n", encoding="utf-8"
+    )
+    cli.main(["plan", str(path)])
+    assert "likely too few" not in capsys.readouterr().out
+    root = path.parent / "runs"
+    root.mkdir()
+    remember_rate(wiring.resolve(path, str(root), lambda: 0).study, str(root), 8.0)
+    assert cli.main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    # 2 instances × 20 steps × 2 rows with guidance
+    assert "budget.seconds: 5 s are likely too few for one candidate, which takes about 10 s" in out
+    assert "budget.gpu_seconds: 50 s" not in out
 
 
 @pytest.mark.parametrize(

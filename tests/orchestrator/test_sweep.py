@@ -500,7 +500,8 @@ def test_what_was_spent_before_counts() -> None:
 
 
 def test_a_validation_is_outside_the_searches_budget() -> None:
-    study = racing_study(validate=5).model_copy(update={"budget": BudgetSpec.model_validate({"images": 70})})
+    budget = BudgetSpec.model_validate({"images": 70})
+    study = racing_study(strategy="grid", validate=5).model_copy(update={"budget": budget})
     catalog = MemoryCatalog()
     progress = racing(study, catalog)
     assert progress.ended_by == "the budget of 70 images is used up"

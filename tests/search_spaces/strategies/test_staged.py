@@ -151,6 +151,7 @@ def test_refine_goes_on_where_it_was_cut_off() -> None:
 
 def test_a_range_begins_with_a_few_values_from_end_to_end() -> None:
     assert coarse(FloatRange(low=1, high=21)) == [1, 6, 11, 16, 21]
+    assert coarse(FloatRange(low=1.23456, high=9.87654))[:: COARSE - 1] == [1.235, 9.87654]
     assert coarse(FloatRange(low=1, high=16, log=True)) == [1, 2, 4, 8, 16]
     assert coarse(IntRange(low=1, high=3)) == [1, 2, 3]
     assert coarse(IntRange(low=2, high=50, step=4)) == [2, 14, 26, 38, 50]
