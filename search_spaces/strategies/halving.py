@@ -131,15 +131,16 @@ def survivors(entrants: int, keep: float) -> int:
 
 def pictures(entrants: int, instances: int, keep: float = KEEP, always: int = 0) -> int:
     """Pictures that a race takes at most, `always` of its entrants being kept to the end; fewer with early looks."""
-    drawn = before = 0
     elsewhere = modelled(entrants, instances)  # each had its first picture of an instance of its own
-    ahead = FINALISTS if elsewhere else 0  # those that workers began for the next rung, and that left after all
-    most = entrants * instances
-    for rung in rungs(entrants, instances, keep):
-        drawn += entrants * (rung.instances - before)
-        if elsewhere and rung.instances > 1:
+    left = FINALISTS if elsewhere else 0  # for whom workers began a rung that they did not come to after all
+    most, first, *others = entrants * instances, *rungs(entrants, instances, keep)
+    drawn, before = entrants * first.instances, first.instances
+    for rung in others:
+        entrants = min(entrants, survivors(entrants, keep) + always)
+        drawn += (entrants + left) * (rung.instances - before)
+        if elsewhere:
             drawn, elsewhere = drawn + entrants, False
-        before, entrants = rung.instances, min(entrants, survivors(entrants, keep) + always + ahead)
+        before = rung.instances
     return min(drawn, most)
 
 

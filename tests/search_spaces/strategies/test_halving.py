@@ -22,6 +22,7 @@ from search_spaces.strategies.halving import (
     Halving,
     line,
     look_after,
+    modelled,
     pictures,
     rungs,
 )
@@ -159,7 +160,8 @@ def test_rungs_double_and_end_with_all_instances(entrants: int, instances: int, 
 
 def test_the_rungs_of_the_prototypes_race() -> None:
     assert [rung.instances for rung in rungs(256, 16, 1 / 3)] == [1, 2, 4, 8, 16]
-    assert pictures(256, 16) == 256 + 86 * 2 + 29 * 2 + 10 * 4 + 4 * 8, "a scout has its first elsewhere"
+    scouts = 86  # these had their first picture of an instance of their own
+    assert pictures(256, 16) == 256 + scouts + (86 + 3) + (29 + 3) * 2 + (10 + 3) * 4 + (4 + 3) * 8
 
 
 def test_few_settings_are_not_thinned_out_on_one_instance() -> None:
@@ -259,9 +261,12 @@ def test_a_leader_that_turns_out_infeasible_leaves_and_another_wins() -> None:
 
 @pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("since", [0, 2, 5])
-def test_what_a_late_rung_finds_infeasible_does_not_change_the_cuts_before(since: int, looks: bool) -> None:
-    world = World(90, 3, noise=0.1)
-    world.infeasible, world.infeasible_from = {89, 88, 87, 85, 60, 5}, since
+@pytest.mark.parametrize("entrants", [45, 90])
+def test_what_a_late_rung_finds_infeasible_does_not_change_the_cuts_before(
+    entrants: int, since: int, looks: bool
+) -> None:
+    world = World(entrants, 3, noise=0.1)
+    world.infeasible, world.infeasible_from = {entrants - 1, entrants - 2, entrants - 3, 30, 5}, since
     whole = Course(world, world.race(16, looks=looks), 1).run()
     past = whole.past()
     assert any(isinstance(outcome, Failed) for trial in past for outcome in trial.outcomes.values())
@@ -270,7 +275,11 @@ def test_what_a_late_rung_finds_infeasible_does_not_change_the_cuts_before(since
         cut = Course(world, world.race(16, looks=looks), 1)
         cut.journal = whole.journal[:reports]
         rest = Course(world, world.race(16, cut.past(), looks), reports).run()
-        assert set(rest.complete(16, cut.past())) == set(whole.complete(16))
+        complete, wanted = rest.complete(16, cut.past()), whole.complete(16)
+        if modelled(entrants, 16):  # a surrogate also heard of what a trial came to before it was found out, or did not
+            assert max(complete, key=lambda v: complete[v]) == max(wanted, key=lambda v: wanted[v])
+        else:
+            assert set(complete) == set(wanted)
 
 
 def test_a_baseline_that_turns_out_infeasible_late_does_not_change_the_cuts_before() -> None:
