@@ -23,8 +23,10 @@ import pyarrow as pa
 from rich.console import Console
 
 from orchestrator import wiring
-from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
+from orchestrator.catalog.frames import joined
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.schema import row_settings
+from orchestrator.catalog.tables import Tables
 from orchestrator.display import watching
 from orchestrator.plan import Plan, image_count, make_plan, remember_rate, surveyed, trial_count
 from orchestrator.pool import Pool
@@ -194,6 +196,7 @@ def _sweep(
         keep_spent=folder.keep_spent,
         validation=partial(_validation, study, tables, retry_failed) if study.search.validation else None,
     )
+    progress.notes += tables.notices
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
     asked = study.search.trials if study.search.samples else None
@@ -262,7 +265,11 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     if isinstance(o, Scored) and i < instances
                 },
                 {i: o.reason for i, o in trial.outcomes.items() if isinstance(o, Failed) and i < instances},
-                images.get(trial.number, {}),
+                {
+                    i: image_id
+                    for i, image_id in images.get(trial.number, {}).items()
+                    if isinstance(trial.outcomes.get(i), Scored)  # whose picture is still there
+                },
                 {
                     i: o.scores[objective]
                     for i, o in trial.validation.items()

@@ -29,14 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
     except InputError as error:
         errors.print(f"latentsweep: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         errors.print("latentsweep: stopped; the same command goes on where it was")
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # who reads our output has had enough, as with `| head`
+        _discard_output()
         return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -56,6 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             errors.print("latentsweep: what was stored is kept; --traceback shows where it happened")
         return 1
+    return code
+
+
+class _Console(Console):
+    """Goes on in silence where nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more."""
+        self.quiet = True
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere, so that the interpreter's end does not trip over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,7 +169,7 @@ def _run(options: argparse.Namespace) -> int:
     from orchestrator import api
     from orchestrator.report.terminal import render_report
 
-    console = Console()
+    console = _Console()
     result = api.run(
         options.study,
         options.root,
@@ -188,7 +205,7 @@ def _plan(options: argparse.Namespace) -> int:
     from orchestrator import api
     from orchestrator.plan import plan_lines
 
-    _print_rows(Console(), list(plan_lines(api.plan(options.study, options.root))))
+    _print_rows(_Console(), list(plan_lines(api.plan(options.study, options.root))))
     return 0
 
 
@@ -196,7 +213,7 @@ def _report(options: argparse.Namespace) -> int:
     from orchestrator import api
     from orchestrator.report.terminal import render_report
 
-    console = Console()
+    console = _Console()
     found = api.results(options.study, options.root)
     console.print(render_report(found, options.top))
     sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
@@ -208,7 +225,7 @@ def _refine(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     path = api.closer(options.study, options.out or f"{options.study}-closer.yaml", options.root)
-    _print_rows(Console(), [("written", f"{path}: `latentsweep run {path}` looks closer")])
+    _print_rows(_Console(), [("written", f"{path}: `latentsweep run {path}` looks closer")])
     return 0
 
 
@@ -224,7 +241,7 @@ def _show(options: argparse.Namespace) -> int:
     facts = {
         name: value for name, value in shown.row.items() if value is not None and name != "other_settings"
     }
-    _print_rows(Console(), [(name, str(value)) for name, value in {**facts, **shown.settings}.items()])
+    _print_rows(_Console(), [(name, str(value)) for name, value in {**facts, **shown.settings}.items()])
     return 0
 
 
@@ -232,7 +249,7 @@ def _export(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     form, where = options.to
-    _print_rows(Console(), [("export", api.export(options.study, form, where, options.root))])
+    _print_rows(_Console(), [("export", api.export(options.study, form, where, options.root))])
     return 0
 
 

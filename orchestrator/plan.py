@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def image_count(study: Study, trials: int) -> int:
     return drawn + min(trials, VALIDATED + 1) * len(study.validation_instances)
 
 
-def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: tuple[str, ...]) -> Plan:
+def make_plan(study: Study, known: Container[str], judged: int, root: str, warnings: tuple[str, ...]) -> Plan:
     """The plan of a resolved study.
 
     `known` holds the image_ids that the catalog has; `judged` counts the images that the study has had.
@@ -116,7 +116,7 @@ def make_plan(study: Study, known: Set[str], judged: int, root: str, warnings: t
     )
 
 
-def _already_there(study: Study, candidates: Sequence[Settings], known: Set[str]) -> int:
+def _already_there(study: Study, candidates: Sequence[Settings], known: Container[str]) -> int:
     return sum(
         study.request(settings, instance).image_id in known
         for settings in candidates

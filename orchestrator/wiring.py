@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from orchestrator.catalog.parquet import Tables, holds_another, past_trials
+from orchestrator.catalog.parquet import holds_another, past_trials
+from orchestrator.catalog.tables import Tables
 from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.tracking.comet import (

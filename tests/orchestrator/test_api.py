@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import api, wiring
-from orchestrator.catalog.parquet import Tables
+from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
 from orchestrator.tracking import optuna_storage
