@@ -25,6 +25,7 @@ from rich.console import Console
 from orchestrator import wiring
 from orchestrator.catalog.frames import joined
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.patient import Patient
 from orchestrator.catalog.schema import row_settings
 from orchestrator.catalog.tables import Tables
 from orchestrator.display import watching
@@ -145,7 +146,9 @@ def run(
                 session.callback(board.abandon)
             try:
                 with watching(console, resolved.study.objective, quiet) as watch:
-                    progress, closing = _sweep(resolved.study, root, pool, retry_failed, watch, interrupted)
+                    progress, closing = _sweep(
+                        resolved.study, root, pool, retry_failed, watch, interrupted, say
+                    )
             finally:
                 pool.close()
             if progress.rows_per_second and progress.generated >= ROWS_WORTH_A_RATE * crew.workers * batch:
@@ -171,6 +174,7 @@ def _sweep(
     retry_failed: bool,
     watch: Callable[[Progress], None],
     interrupted: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> tuple[Progress, str | None]:
     """Run the loop and close the tracker; what was done, and the tracker's closing line."""
     tables = Tables(root)
@@ -180,23 +184,30 @@ def _sweep(
     total = image_count(study, trial_count(study, found))
     tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
-    catalog = ParquetCatalog(tables, study)
+    notes: list[str] = []
+
+    def tell(line: str) -> None:  # of a pause, which is worth a line at once and at the end
+        say(line)
+        log.warning(line)
+        notes.append(line)
+
+    patient = Patient(ParquetCatalog(tables, study), tell, interrupted)
     counted = _of_this_space(past, study, found)
     progress = sweep(
         study,
         strategy,
         pool,
-        catalog,
+        patient,
         tracker,
         counted,
         total,
         watch,
         interrupted,
         spent=folder.spent(),
-        keep_spent=folder.keep_spent,
+        keep_spent=lambda spent: patient.persist(lambda: folder.keep_spent(spent)),
         validation=partial(_validation, study, tables, retry_failed) if study.search.validation else None,
     )
-    progress.notes += tables.notices
+    progress.notes += [*notes, *tables.notices]
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
     asked = study.search.trials if study.search.samples else None

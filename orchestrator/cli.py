@@ -17,8 +17,10 @@ from search_spaces.errors import InputError
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 internal error, 2 your input, 3 ended by a budget or with failed images, "
-    "130 stopped by Ctrl-C"
+    "4 a disk or object store failed, 130 stopped by Ctrl-C"
 )
+
+MENDED = "what was stored is kept, mend it and run the same again"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,15 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        problem = error.strerror or error
-        errors.print(
-            f"latentsweep: {where}{problem}; what was stored is kept, mend it and run the same again",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 1
+        from orchestrator.catalog.patient import StorageError, reason
+
+        problem = str(error) if isinstance(error, StorageError) else f"{reason(error)}; {MENDED}"
+        errors.print(f"latentsweep: {problem}", markup=False, highlight=False, soft_wrap=True)
+        return 4
     except Exception as error:  # noqa: BLE001  # the last line of defence: a sentence, and the traceback on request
         kind = type(error).__name__
         errors.print(f"latentsweep: {kind}: {error}", markup=False, highlight=False, soft_wrap=True)

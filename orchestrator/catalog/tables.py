@@ -382,8 +382,12 @@ def _write_aside(content: pa.Buffer, folder: Path, name: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.rename(folder / name)
+    except OSError as error:  # which names a file only where it was opened or renamed
+        error.filename = error.filename or str(folder)
+        raise
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

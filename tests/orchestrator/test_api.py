@@ -394,7 +394,7 @@ def test_a_second_run_of_a_live_study_is_refused_with_its_owner(finished: Finish
     with subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"is being run by process {owner.pid}"):
+        with pytest.raises(InputError, match=f"is being run by process {owner.pid} on .+ since 20.+ UTC;"):
             api.run(path, root)
         owner.kill()
     with StudyFolder(root, "dragon").locked():
