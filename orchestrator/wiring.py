@@ -103,6 +103,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     folder.check_continues(study, str(path))
+    Tables(root).check_root()
     if holds_another(Tables(root), study):
         raise InputError(
             f"{path}: the catalog under {root} holds trials of another study named {study.name!r}; "

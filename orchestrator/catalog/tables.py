@@ -51,10 +51,12 @@ def open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
             f"--root {address.scheme}://…: a root holds no credentials; give them as the store's own tools take "
             "them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws"
         )
+    if address.scheme == "s3" and "allow_delayed_open" not in address.query:  # small objects in one request
+        text += ("&" if address.query else "?") + "allow_delayed_open=true"
     try:
         filesystem, base = pafs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OSError) as error:
-        raise InputError(f"--root {text} cannot be opened: {first_line(error)}") from None
+        raise InputError(f"--root {root} cannot be opened: {first_line(error)}") from None
     return filesystem, base
 
 
@@ -82,6 +84,14 @@ class Tables:
     def is_local(self) -> bool:
         """Whether the tables lie in a folder of this machine."""
         return isinstance(self._filesystem, pafs.LocalFileSystem)
+
+    def check_root(self) -> None:
+        """See that the root's bucket is there. Raises InputError, OSError where the store cannot be asked."""
+        bucket = self.base.partition("/")[0]
+        if self._filesystem.type_name not in ("s3", "gcs"):
+            return
+        if self._filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
+            raise InputError(f"--root: there is no bucket {bucket!r}, or these credentials do not see it")
 
     # Writing
 
@@ -120,8 +130,13 @@ class Tables:
 
     def remove(self, path: str) -> None:
         """Remove a part file; one that is gone already is fine. Raises OSError."""
-        with suppress(FileNotFoundError):
+        try:
             self._filesystem.delete_file(path)
+        except (
+            OSError
+        ):  # also where a store refuses what pyarrow leaves in its place, an empty folder's marker
+            if self._filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                raise
         self._parts.pop(path, None)
 
     def set_aside(self, path: str) -> str:
@@ -131,7 +146,11 @@ class Tables:
         if self._filesystem.type_name not in FLAT:
             self._filesystem.create_dir(folder, recursive=True)
         target = f"{folder}/{table}-{name}"
-        self._filesystem.move(path, target)
+        if self.is_local:
+            Path(path).rename(target)
+        else:
+            self._filesystem.copy_file(path, target)
+            self.remove(path)
         self._parts.pop(path, None)
         self.skipped.pop(path, None)
         return target
