@@ -100,9 +100,9 @@ class Tables:
         if rows:
             self.write(table, pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMAS[table]))
 
-    def write(self, table: str, data: pa.Table, after: str | None = None) -> str:
-        """Write a part file, which is read where part `after` was, by default last; its path. Raises OSError."""
-        moment = _moment(after) if after else time.time_ns()
+    def write(self, table: str, data: pa.Table, at: str | None = None) -> str:
+        """Write a part file, which is read where part `at` is, by default last; its path. Raises OSError."""
+        moment = _moment(at) if at else time.time_ns()
         folder, name = f"{self.base}/{table}", f"part-{moment}-{uuid.uuid4().hex[:8]}.parquet"
         content = encode(table, data)
         if self.is_local:
@@ -163,6 +163,13 @@ class Tables:
         """Rows of a table, in the order they were written; empty where nothing was written yet."""
         names = list(columns) if columns else None
         return self._ask(table, lambda parts: _dataset(table, parts).to_table(columns=names, filter=where))
+
+    def read_part(self, table: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one part file. Raises FileNotFoundError where it is gone, OSError where it cannot be read."""
+        parts = self.parts(table)
+        if path not in parts:
+            raise FileNotFoundError(2, "the part file is gone", path)
+        return _dataset(table, {path: parts[path]}).to_table(list(columns) if columns else None)
 
     def png(self, image_id: str) -> bytes:
         """One picture as it is stored, without a look at its neighbours.
