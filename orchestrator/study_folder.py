@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -175,6 +176,13 @@ class StudyFolder:
             logger.setLevel(level)
             logger.propagate = propagate
             handler.close()
+
+
+def named_folder(study: str, root: str) -> StudyFolder:
+    """A named study's folder. Raises InputError for what cannot be a name."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", study):
+        raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
+    return StudyFolder(root, study)
 
 
 class _Log(logging.FileHandler):

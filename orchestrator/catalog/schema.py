@@ -114,10 +114,15 @@ def _feature_dtype(kind: pa.DataType) -> str:
     return {"double": "float64"}.get(str(kind), str(kind))
 
 
+def huggingface_metadata(schema: pa.Schema) -> dict[str, str]:
+    """What makes a schema's columns show in Hugging Face `datasets` as what they are."""
+    columns = {field.name: field.type for field in schema}
+    return {"huggingface": json.dumps({"info": {"features": _huggingface_features(columns)}})}
+
+
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    features = {"info": {"features": _huggingface_features(columns)}}
-    metadata = {"huggingface": json.dumps(features), VERSION_KEY.decode(): str(SCHEMA_VERSION)}
-    return pa.schema(list(columns.items()), metadata=metadata)
+    schema = pa.schema(list(columns.items()))
+    return schema.with_metadata({**huggingface_metadata(schema), VERSION_KEY.decode(): str(SCHEMA_VERSION)})
 
 
 SCHEMAS: Mapping[str, pa.Schema] = {

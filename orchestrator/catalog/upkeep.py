@@ -5,7 +5,7 @@ killed in between leaves rows twice, never none; who reads sees one of them.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +45,36 @@ class Health:
     def is_well(self) -> bool:
         """Whether nothing is wrong; rows that are there twice and small part files are not."""
         return not (self.unreadable or self.wrong or self.without_picture)
+
+    @property
+    def summary(self) -> list[tuple[str, str]]:
+        """The findings as labelled sentences."""
+        said = []
+        for table, rows in self.rows.items():
+            twice = f", of which {self.twice[table]:,} twice" if self.twice[table] else ""
+            size = self.size[table] / 1e6
+            said.append((table, f"{rows:,} rows{twice} in {self.parts[table]:,} part files, {size:,.1f} MB"))
+        said += [("unreadable", f"{path} {why}") for path, why in self.unreadable.items()]
+        for path, image_ids in self.wrong.items():
+            said.append(
+                ("changed", f"{path}: {len(image_ids)} pictures are not what was stored, as {image_ids[0]}")
+            )
+        if self.without_picture:
+            said.append(
+                (
+                    "missing",
+                    f"{self.without_picture} scored instances have no picture; `latentsweep run` makes them",
+                )
+            )
+        if self.leftovers:
+            said.append(("leftovers", f"{len(self.leftovers)} half-written files of runs that were killed"))
+        if self.mergeable:
+            said.append(
+                ("advice", f"`latentsweep catalog compact` would merge {self.mergeable:,} small part files")
+            )
+        damage = self.unreadable or self.wrong
+        verdict = "`latentsweep catalog repair` puts the damage aside" if damage else "nothing is damaged"
+        return [*said, ("verdict", verdict)]
 
 
 def check(tables: Tables) -> Health:
@@ -215,30 +245,3 @@ def _keep(
         if pc.any(mask).as_py():
             tables.write(table, tables.read_part(table, path).filter(mask), at=path)
         tables.remove(path)
-
-
-def summary(health: Health) -> Mapping[str, str]:
-    """A check's findings as labelled sentences, in the order in which they matter."""
-    said: dict[str, str] = {}
-    for table, rows in health.rows.items():
-        twice = f", of which {health.twice[table]:,} twice" if health.twice[table] else ""
-        size = health.size[table] / 1e6
-        said[table] = f"{rows:,} rows{twice} in {health.parts[table]:,} part files, {size:,.1f} MB"
-    for path, why in health.unreadable.items():
-        said[f"unreadable {len(said)}"] = f"{path} {why}"
-    for path, image_ids in health.wrong.items():
-        said[f"changed {len(said)}"] = (
-            f"{path}: {len(image_ids)} pictures are not what was stored: {image_ids[0]} …"
-        )
-    if health.without_picture:
-        said["missing"] = (
-            f"{health.without_picture} scored instances have no picture; `latentsweep run` makes them"
-        )
-    if health.leftovers:
-        said["leftovers"] = f"{len(health.leftovers)} half-written files of runs that were killed"
-    if health.mergeable:
-        said["advice"] = f"`latentsweep catalog compact` would merge {health.mergeable:,} small part files"
-    said["verdict"] = (
-        "the catalog is well" if health.is_well else "`latentsweep catalog repair` puts damage aside"
-    )
-    return said
