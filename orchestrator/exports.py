@@ -11,15 +11,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.catalog.expressions import filtered
-from orchestrator.catalog.frames import joined
-from orchestrator.catalog.layout import GROUP_ROWS
-from orchestrator.catalog.schema import SCHEMAS, huggingface_metadata
+from orchestrator.catalog.frames import best, joined
+from orchestrator.catalog.schema import SCHEMAS, huggingface_metadata, suffix
 from orchestrator.catalog.tables import Tables
 from orchestrator.study_folder import named_folder
 from search_spaces.errors import InputError, did_you_mean
 
 SHARD_ROWS = 1024
 """Rows of a data set's file: a few hundred megabytes at most."""
+
+PIECE_ROWS = 128
+"""Rows whose pictures are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ def rows_of(
 
     Raises InputError for what the condition does not say.
     """
-    rows = joined(tables, study, pictures=False)
+    rows = best(tables, study, top) if top and where is None else joined(tables, study, pictures=False)
     if where is not None:
         rows = filtered(rows, where)
     if top is not None:
         rows = rows.filter(pc.is_valid(rows["value"]))
-        best = pc.sort_indices(rows, sort_keys=[("value", "descending"), ("trial", "ascending")])
-        rows = rows.take(best[:top])
+        order = pc.sort_indices(rows, sort_keys=[("value", "descending"), ("trial", "ascending")])
+        rows = rows.take(order[:top])
     return with_pictures(tables, rows) if pictures else rows
 
 
@@ -63,13 +65,6 @@ def with_pictures(tables: Tables, rows: pa.Table) -> pa.Table:
         for image_id in rows["image_id"].to_pylist()
     ]
     return rows.append_column("image", pa.array(images, SCHEMAS["images"].field("image").type))
-
-
-def suffix(picture: bytes) -> str:
-    """The file name's end for a stored picture."""
-    if picture.startswith(b"\xff\xd8"):
-        return ".jpg"
-    return ".webp" if picture[8:12] == b"WEBP" else ".png"
 
 
 def export(
@@ -149,8 +144,8 @@ def _write_parquet(wanted: Export, rows: pa.Table, path: Path) -> None:
         with pq.ParquetWriter(
             aside, schema, compression={"image.bytes": "none"}, use_dictionary=False
         ) as writer:
-            for start in range(0, rows.num_rows, GROUP_ROWS["images"]):
-                piece = with_pictures(wanted.tables, rows.slice(start, GROUP_ROWS["images"]))
+            for start in range(0, rows.num_rows, PIECE_ROWS):
+                piece = with_pictures(wanted.tables, rows.slice(start, PIECE_ROWS))
                 writer.write_table(piece.cast(schema))
         aside.rename(path)
     finally:

@@ -39,7 +39,7 @@ from search_spaces.study import PinnedInput, Study, pin
 from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.pipelines import Generated, Pipeline
-from workers.png import decode_png, encode_png
+from workers.png import as_png, decode_png, encode_png
 from workers.worker import Worker
 
 if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
@@ -299,9 +299,9 @@ def build_worker(setup: WorkerSetup) -> Worker:
     scorers = {study.objective: scorer}
     if not study.model.family.slots:
         whole = WholeCallPipeline(pipeline, study.model, inputs, setup.batch)
-        return Worker(whole, scorers, name, setup.batch, overlap)
+        return Worker(whole, scorers, name, setup.batch, overlap, study.image_format)
     engine = make_engine(study, pipeline, inputs, name)
-    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap)
+    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap, study.image_format)
 
 
 def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
@@ -549,7 +549,7 @@ def _comet_images(tables: Tables, study: Study, past: Sequence[PastTrial]) -> It
             told[request.image_id] = (trial.number, metadata)
     for image_id, png in tables.pictures(set(told)):
         step, metadata = told[image_id]
-        yield CometImage(image_id, "search", step, png, metadata)
+        yield CometImage(image_id, "search", step, as_png(png), metadata)
 
 
 def _comet_metrics(study: Study, past: Sequence[PastTrial]) -> Iterator[CometMetric]:

@@ -12,8 +12,14 @@ from orchestrator.catalog.schema import REPEATED, SCHEMAS
 PLACES_KEY = b"latentsweep_pictures"
 """Of a part's own metadata: the byte offset and length of each row's picture in the file, as JSON."""
 
-GROUP_ROWS = {"images": 128, "scores": 1 << 17, "trials": 1 << 17}
-"""Rows in a row group: what other readers take at a time, 25 MB of pictures of 200 kB."""
+GROUP_ROWS = 1 << 17
+"""Rows in a row group of a table without pictures."""
+
+GROUP_BYTES = 32 * 2**20
+"""Of the pictures in a row group, which is what other readers take at a time: 160 pictures of 200 kB."""
+
+MOST_PICTURES = 4096
+"""In a row group, however small they are."""
 
 PICTURE = "image.bytes"
 
@@ -39,12 +45,20 @@ def encode(table: str, data: pa.Table) -> pa.Buffer:
             field.name for field in schema if field.name in NAMES or not pa.types.is_string(field.type)
         ],
     )
-    writer.write_table(data, row_group_size=GROUP_ROWS[table])
+    writer.write_table(data, row_group_size=group_rows(data))
     if table == "images":
         pictures = [image and image["bytes"] for image in data["image"].to_pylist()]
         writer.add_key_value_metadata({PLACES_KEY: json.dumps(_places(file.getvalue(), pictures))})
     writer.close()
     return pa.py_buffer(file.getbuffer())
+
+
+def group_rows(data: pa.Table) -> int:
+    """How many of some rows a row group is to have."""
+    if "image" not in data.column_names or not data.num_rows:
+        return GROUP_ROWS
+    mean = int(data["image"].nbytes) // int(data.num_rows)
+    return max(1, min(MOST_PICTURES, GROUP_BYTES // (mean + 1)))
 
 
 def picture_places(metadata: Mapping[bytes, bytes] | None) -> Sequence[tuple[int, int] | None] | None:

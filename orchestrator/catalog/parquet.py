@@ -128,8 +128,11 @@ def _belongs_in_images(item: Done) -> bool:
 class Scores:
     """Every value of some scorers; of several for one picture and text, the first, which has been told."""
 
-    def __init__(self, tables: Tables, scorers: Set[str]) -> None:
+    def __init__(self, tables: Tables, scorers: Set[str], among: pa.Array | None = None) -> None:
+        """`among` are the only image_ids of interest."""
         wanted = pc.field("scorer").isin(pa.array(sorted(scorers), pa.string()))
+        if among is not None:
+            wanted = wanted & pc.field("image_id").isin(among)
         rows = tables.read("scores", ["scorer", "image_id", "text", "value"], wanted)
         self._index = Index(keys(rows["image_id"], rows["scorer"], rows["text"]))
         self._values: npt.NDArray[np.float64] = rows["value"].to_numpy()

@@ -147,7 +147,7 @@ def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
     failed = done.outcome if isinstance(done.outcome, Failed) else None
     return {
         "image_id": request.image_id,
-        "image": None if png is None else {"bytes": png, "path": f"{request.image_id}.png"},
+        "image": None if png is None else {"bytes": png, "path": f"{request.image_id}{suffix(png)}"},
         "sha256": None if png is None else hashlib.sha256(png).hexdigest(),
         "file_bytes": None if png is None else len(png),
         "status": failed.kind if failed else "ok",
@@ -176,6 +176,13 @@ def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
         "seconds_score": done.provenance.seconds_score,
         "time": datetime.now(UTC),
     }
+
+
+def suffix(picture: bytes) -> str:
+    """The file name's end for a stored picture."""
+    if picture.startswith(b"\xff\xd8"):
+        return ".jpg"
+    return ".webp" if picture[8:12] == b"WEBP" else ".png"
 
 
 def row_settings(row: Mapping[str, object], names: Collection[str]) -> dict[str, Value]:

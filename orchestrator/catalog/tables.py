@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 TRIES = 8
 """To read a table whose part files a compaction replaces meanwhile."""
+
+READERS = 16
+"""Threads that read the ends of new part files."""
 
 FLAT = {"s3", "gcs", "abfs"}
 """Filesystems without folders, which need not be made, and where an object is there whole or not at all."""
@@ -164,6 +168,23 @@ class Tables:
         names = list(columns) if columns else None
         return self._ask(table, lambda parts: _dataset(table, parts).to_table(columns=names, filter=where))
 
+    def read_images(self, columns: Sequence[str], image_ids: pa.Array) -> pa.Table:
+        """Rows of `images` by image_id: of the columns no more is read than the row groups that have them."""
+
+        def rows(parts: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
+            wanted = pc.field("image_id").isin(image_ids)
+            some = {}
+            for path, ids in _each(parts, ["image_id"]).items():
+                hits = np.flatnonzero(pc.is_in(ids["image_id"], image_ids).to_numpy())
+                metadata = parts[path].metadata
+                ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+                if len(hits):
+                    groups = np.unique(np.searchsorted(ends, hits, "right")).tolist()
+                    some[path] = parts[path].subset(row_group_ids=groups)
+            return _dataset("images", some).to_table(list(columns), filter=wanted)
+
+        return self._ask("images", rows)
+
     def read_part(self, table: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one part file. Raises FileNotFoundError where it is gone, OSError where it cannot be read."""
         parts = self.parts(table)
@@ -238,14 +259,19 @@ class Tables:
         """
         self._check_still_there()
         selector = pafs.FileSelector(f"{self.base}/{table}", allow_not_found=True)
-        found = {}
-        for info in sorted(self._filesystem.get_file_info(selector), key=lambda info: info.path):
-            if info.base_name.startswith((".", "_")) or info.path in self.skipped:
-                continue  # half-written files of a killed run, and what tools keep for themselves
-            fragment = self._parts.get(info.path) or self._checked(info)
-            if fragment is not None:
-                found[info.path] = self._parts[info.path] = fragment
-        return found
+        infos = [
+            info
+            for info in sorted(self._filesystem.get_file_info(selector), key=lambda info: info.path)
+            # half-written files of a killed run, and what tools keep for themselves, begin with a dot
+            if not info.base_name.startswith((".", "_")) and info.path not in self.skipped
+        ]
+        new = [info for info in infos if info.path not in self._parts]
+        if new:  # a store answers many questions in the time of one
+            with ThreadPoolExecutor(min(len(new), READERS)) as readers:
+                for info, fragment in zip(new, readers.map(self._checked, new), strict=True):
+                    if fragment is not None:
+                        self._parts[info.path] = fragment
+        return {info.path: self._parts[info.path] for info in infos if info.path in self._parts}
 
     def sizes(self, table: str) -> dict[str, int]:
         """Every file in a table's folder, part file or not, with its size in bytes."""

@@ -148,9 +148,11 @@ def test_conditions_that_cannot_be(
 
 @given(st.text(max_size=40))
 def test_no_text_does_more_than_fail(text: str) -> None:
-    with warnings.catch_warnings(action="ignore"):  # Python's own, of odd literals
-        with suppress(InputError):
-            condition(text, ["value", "seed"])
+    with (
+        warnings.catch_warnings(action="ignore"),
+        suppress(InputError),
+    ):  # the warnings are Python's, of odd literals
+        condition(text, ["value", "seed"])
 
 
 def pixels(picture: bytes) -> object:
