@@ -167,7 +167,7 @@ def run(
                 log.info(message)
             found = results(resolved.study.name, root)
             sheet = write_contact_sheet(found, root)
-            catalog = f"{root.rstrip('/')}/catalog"
+            catalog = f"{root.partition('?')[0].rstrip('/')}/catalog"
             return RunResult(progress, found, folder.path, catalog, sheet, messages, interrupted())
 
 

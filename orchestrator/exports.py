@@ -76,16 +76,15 @@ def export(
     """
     if to not in FORMATS and to != "optuna":
         raise InputError(f"unknown format {to!r}{did_you_mean(to, [*FORMATS, 'optuna'])}")
-    pinned = named_folder(study, root).pinned()
     tables = Tables(root)
     if to == "optuna":
+        if where is not None or top is not None:
+            raise InputError("export --to optuna brings a whole study over; it takes no --where and no --top")
         return _to_optuna(study, place, root)
+    named_folder(study, root)  # says so where that is no name
+    _check_known(tables, study, root)
     rows = rows_of(tables, study, where, top)
     if not rows.num_rows:
-        if pinned is None and not joined(tables, study, pictures=False).num_rows:
-            raise InputError(
-                f"there is no study {study!r} under {root}; `latentsweep ls` lists those there are"
-            )
         raise InputError(f"no row of {study} is left to export; loosen --where")
     default, act = FORMATS[to]
     target = Path(place or default.format(study))
@@ -186,17 +185,24 @@ def _card(wanted: Export) -> str:
 
 def _to_optuna(name: str, storage: str | None, root: str) -> str:
     from orchestrator import dashboard
-    from orchestrator.api import results
 
     if storage is None:
         raise InputError("export --to optuna needs a storage: journal:PATH or a database's URL")
     pinned = named_folder(name, root).pinned()
     if pinned is None:
-        results(name, root)  # says so where there is no such study
+        _check_known(Tables(root), name, root)
         raise InputError(
             f"the folder of the study {name!r} is gone from {root}/studies, and with it what its axes are"
         )
     return dashboard.export(pinned, root, storage)
+
+
+def _check_known(tables: Tables, study: str, root: str) -> None:
+    """Raise InputError where the catalog knows no such study."""
+    known = sorted(set(tables.read("trials", ["study"])["study"].unique().to_pylist()))
+    if study not in known:
+        hint = did_you_mean(study, known) if known else "; it holds no study yet"
+        raise InputError(f"there is no study {study!r} under {root}{hint}")
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Export], str]]] = {

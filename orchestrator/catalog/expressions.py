@@ -111,8 +111,12 @@ def _compared(
 
 def _value(node: ast.expr) -> str | int | float | bool:
     match node:
-        case ast.Constant(value=str() | int() | float() as value):
+        case ast.Constant(value=str() | float() as value):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+        case ast.Constant(value=int() as value) if value < 2**63:
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if (
+            value < 2**63
+        ):
             return -value
     raise ValueError(f"{ast.unparse(node)} is neither a column nor a value")

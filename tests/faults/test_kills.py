@@ -31,8 +31,6 @@ SESSIONS = 6
 ACTOR_KILLS = 4
 """In each session, before the driver itself is killed: 30 kills in all."""
 
-TRIES = 4
-
 
 def made(root: Path) -> list[tuple[int, str]]:
     """Process and image_id of everything that was drawn, in order."""
@@ -72,20 +70,9 @@ def actors(root: Path) -> list[int]:
 
 def start(root: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "tests.faults.killed_run", str(root), str(SEEDS)]
+    patience = {"RAY_raylet_start_wait_time_s": "170"}  # its own 30 s are short on a busy machine
     with (root / "driver.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
-
-
-def under_way(root: Path, before: int) -> "subprocess.Popen[bytes]":
-    """A driver that has drawn something; Ray itself gives up its start on a machine that is too busy."""
-    for _ in range(TRIES):
-        driver = start(root)
-        while driver.poll() is None and len(made(root)) <= before:
-            time.sleep(0.02)
-        if driver.poll() is None:
-            return driver
-        assert b"timed out during startup" in (root / "driver.log").read_bytes(), "it is not Ray that gave up"
-    raise AssertionError("Ray does not start")
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **patience})
 
 
 def test_thirty_kills_lose_nothing_and_make_nothing_twice(tmp_path: Path) -> None:
@@ -98,7 +85,8 @@ def test_thirty_kills_lose_nothing_and_make_nothing_twice(tmp_path: Path) -> Non
     ] = []  # how much had been drawn, and what was durable, at a driver's death
     for session in range(SESSIONS):
         before = len(made(tmp_path))
-        driver = under_way(tmp_path, before)
+        driver = start(tmp_path)
+        wait_for(partial(more_than, tmp_path, before), "its first image", driver)
         for _ in range(ACTOR_KILLS):
             time.sleep(chance.uniform(0.2, 1.5))
             wait_for(partial(actors, tmp_path), "a living actor", driver)
@@ -126,7 +114,7 @@ def test_thirty_kills_lose_nothing_and_make_nothing_twice(tmp_path: Path) -> Non
     assert kills >= 30
     assert 0 < len(durable(tmp_path)) < len(requests), "the kills fell into the study"
 
-    assert any(start(tmp_path).wait(400) == 0 for _ in range(TRIES))
+    assert start(tmp_path).wait(400) == 0
 
     tables = Tables(tmp_path)
     ids = tables.read("images", ["image_id"])["image_id"].to_pylist()

@@ -118,6 +118,25 @@ def test_the_script_of_an_image_draws_it_again_with_plain_diffusers(
     assert np.abs(again - np.asarray(Image.open(io.BytesIO(shown.png)))).max() <= 1
 
 
+def test_an_image_is_drawn_again_by_our_own_engine(finished: Finished) -> None:
+    _, root, _ = finished
+    row = api.frame("dragon", root, pictures=False).to_pylist()[-1]
+    found = api.reproduce(row["image_id"][:10], root)
+    assert found.image_id == row["image_id"]
+    assert found.largest <= 1
+    with pytest.raises(InputError, match="holds none"):
+        api.reproduce("0" * 32, root)
+
+
+def test_stored_images_are_scored_against_another_text_on_the_same_pool(finished: Finished) -> None:
+    _, root, result = finished
+    count = result.progress.generated
+    found = api.score("dragon", text="a cat", root=root)
+    assert (found.scored, found.known, found.failed) == (count, 0, [])
+    assert api.score("dragon", text="a cat", root=root).known == count
+    assert api.score("dragon", scorer="toyworld", root=root).known == count, "its own scorer, by its name"
+
+
 def test_an_image_that_is_not_there(finished: Finished) -> None:
     _, root, _ = finished
     for name, words in (

