@@ -10,10 +10,9 @@ Every function takes `root`, the folder or object-store prefix that holds catalo
 
 import logging
 import os
-import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +21,16 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from orchestrator import studies as studies_module
 from orchestrator import wiring
-from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
-from orchestrator.catalog.schema import row_settings
+from orchestrator.catalog import upkeep
+from orchestrator.catalog.frames import joined
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.patient import Patient
+from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.upkeep import Health
 from orchestrator.display import watching
+from orchestrator.images import Reproduced, Shown, reproduce, show
 from orchestrator.plan import (
     Plan,
     gone_on_with,
@@ -40,9 +45,11 @@ from orchestrator.plan import (
 from orchestrator.pool import Pool
 from orchestrator.report.closer import closer_study
 from orchestrator.report.contact_sheet import contact_sheet
-from orchestrator.report.results import Results, TrialResult
-from orchestrator.report.script import script
-from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root
+from orchestrator.report.results import Results, TrialResult, settings_text
+from orchestrator.report.statistics import ranking
+from orchestrator.rescoring import Rescored
+from orchestrator.studies import Compared, removal, remove, reused_from, studies
+from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root, named_folder
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
@@ -152,7 +159,9 @@ def run(
                 session.callback(board.abandon)
             try:
                 with watching(console, resolved.study.objective, quiet) as watch:
-                    progress, closing = _sweep(resolved.study, root, pool, retry_failed, watch, interrupted)
+                    progress, closing = _sweep(
+                        resolved.study, root, pool, retry_failed, watch, interrupted, say
+                    )
             finally:
                 pool.close()
             if progress.rows_per_second and progress.generated >= ROWS_WORTH_A_RATE * crew.workers * batch:
@@ -167,7 +176,7 @@ def run(
                 log.info(message)
             found = results(resolved.study.name, root)
             sheet = write_contact_sheet(found, root)
-            catalog = f"{root.rstrip('/')}/catalog"
+            catalog = f"{root.partition('?')[0].rstrip('/')}/catalog"
             return RunResult(progress, found, folder.path, catalog, sheet, messages, interrupted())
 
 
@@ -178,6 +187,7 @@ def _sweep(
     retry_failed: bool,
     watch: Callable[[Progress], None],
     interrupted: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> tuple[Progress, str | None]:
     """Run the loop and close the tracker; what was done, and the tracker's closing line."""
     tables = Tables(root)
@@ -190,21 +200,30 @@ def _sweep(
     total = of_others + image_count(study, trial_count(study, found, raced))
     tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
+    notes: list[str] = []
+
+    def tell(line: str) -> None:  # of a pause, which is worth a line at once and at the end
+        say(line)
+        log.warning(line)
+        notes.append(line)
+
     catalog = ParquetCatalog(tables, study)
+    patient = Patient(catalog, tell, interrupted)
     progress = sweep(
         study,
         strategy,
         pool,
-        catalog,
+        patient,
         tracker,
         there,
         total,
         watch,
         interrupted,
         spent=folder.spent(),
-        keep_spent=folder.keep_spent,
+        keep_spent=lambda spent: patient.persist(lambda: folder.keep_spent(spent)),
         validation=partial(_validation, study, tables, retry_failed) if study.search.validation else None,
     )
+    progress.notes += [*notes, *tables.notices, *_reused(tables, catalog.reused, study.name)]
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
     if found and raced and study.search.trials is None and len(raced) < len(found.candidates):
@@ -220,6 +239,14 @@ def _sweep(
     return progress, tracker.close()
 
 
+def _reused(tables: Tables, image_ids: set[str], study: str) -> list[str]:
+    """Which studies the images came from that this run had not to make."""
+    if not image_ids:
+        return []
+    found = ", ".join(f"{count} from {name}" for name, count in reused_from(tables, image_ids, study).items())
+    return [f"{len(image_ids)} images were there already: {found}"]
+
+
 def _validation(study: Study, tables: Tables, retry_failed: bool) -> Strategy:
     """What follows the search, from what the catalog has of it by then."""
     past = past_trials(tables, study.name, forget_lost=retry_failed)
@@ -231,7 +258,7 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
 
     Raises InputError where the root knows no such study.
     """
-    pinned, tables = _study_folder(study, root).pinned(), Tables(root)
+    pinned, tables = named_folder(study, root).pinned(), Tables(root)
     past = past_trials(tables, study)
     if not past and pinned is None:
         known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
@@ -240,16 +267,11 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
     return _results(study, past, pinned, tables)
 
 
-def _study_folder(study: str, root: str) -> StudyFolder:
-    """A named study's folder. Raises InputError for what cannot be a name."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", study):
-        raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
-    return StudyFolder(root, study)
-
-
 def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables: Tables) -> Results:
     objective = pinned.objective if pinned else _objective(past)
-    instances = len(pinned.instances) if pinned else 1 + max(i for t in past for i in t.outcomes)
+    instances = (
+        len(pinned.instances) if pinned else 1 + max((i for t in past for i in t.outcomes), default=-1)
+    )
     found = surveyed(pinned) if pinned else None
     tried = len(past)
     past = of_this_space(past, pinned, found) if pinned else past
@@ -271,7 +293,11 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     if isinstance(o, Scored) and i < instances
                 },
                 {i: o.reason for i, o in trial.outcomes.items() if isinstance(o, Failed) and i < instances},
-                images.get(trial.number, {}),
+                {
+                    i: image_id
+                    for i, image_id in images.get(trial.number, {}).items()
+                    if isinstance(trial.outcomes.get(i), Scored)  # whose picture is still there
+                },
                 {
                     i: o.scores[objective]
                     for i, o in trial.validation.items()
@@ -365,85 +391,106 @@ def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One image of the catalog: its row, its complete settings, where its pixels come from."""
-
-    row: Mapping[str, Value]
-    settings: Settings
-    code: str
-    png: bytes | None
-
-
-def show(image_id: str, root: str = DEFAULT_ROOT) -> Shown:
-    """An image, with the plain diffusers script that draws it again; the beginning of an image_id is enough.
-
-    Raises InputError where the root has no such image, or more than one, or none of its studies' folders.
-    """
-    from workers.pipelines.loading import local_folder
-
-    tables = Tables(root)
-    if not re.fullmatch(r"[0-9a-f]{4,32}", image_id):
-        raise InputError(f"{image_id!r} is not an image_id: 4 to 32 digits from 0 to f, as in the catalog")
-    ids = sorted(
-        {i for i in tables.read("images", ["image_id"])["image_id"].to_pylist() if i.startswith(image_id)}
-    )
-    if len(ids) != 1:
-        problem = f"{len(ids)} images begin with it; give more digits" if ids else f"{root} holds none"
-        raise InputError(f"image {image_id}: {problem}")
-    where = pa.compute.field("image_id") == ids[0]
-    row = tables.read("images", where=where).to_pylist()[0]
-    studies = sorted(set(tables.read("trials", ["study"], where)["study"].to_pylist()))
-    folders = [folder for name in studies if (folder := StudyFolder(root, name)).pinned() is not None]
-    if not folders:
-        raise InputError(
-            f"image {ids[0]}: the folder of its study ({', '.join(studies)}) is gone from {root}/studies"
-        )
-    pinned = folders[0].pinned()
-    assert pinned is not None
-    model = pinned.model
-    settings = row_settings(row, [*model.keywords, *model.scheduler_kinds, "scheduler"])
-    source = str(local_folder(model.location) or model.location)
-    code = script(row, settings, model, source, (folders[0].path / "inputs").absolute())
-    image = row.pop("image")
-    return Shown(row, settings, code, image["bytes"] if image else None)
+def best(study: str, root: str = DEFAULT_ROOT) -> str:
+    """A study's best settings and their score, or that there is none, for a line."""
+    found = results(study, root)
+    leaders = ranking(found)
+    if not leaders:
+        return "no setting is judged in full"
+    score, half = leaders[0].score.mean, leaders[0].score.half_width
+    interval = "" if half is None else f" ± {half:.2g}"
+    return f"best {found.objective} {score:.4g}{interval}: {settings_text(leaders[0].trial.settings)}"
 
 
-def frame(study: str, root: str = DEFAULT_ROOT) -> pa.Table:
+def frame(study: str, root: str = DEFAULT_ROOT, pictures: bool = True) -> pa.Table:
     """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`).
 
-    Raises InputError where the root knows no such study.
+    Without `pictures` it has no `image`, and a large study takes little memory. Raises InputError where the root
+    knows no such study.
     """
-    table = joined(Tables(root), study)
+    table = joined(Tables(root), study, pictures)
     if not table.num_rows:
         results(study, root)  # says so where there is no such study
     return table
 
 
-def export(study: str, to: str, where: str, root: str = DEFAULT_ROOT) -> str:
+def export(
+    study: str,
+    to: str,
+    place: str | None = None,
+    root: str = DEFAULT_ROOT,
+    where: str | None = None,
+    top: int | None = None,
+) -> str:
     """Bring a study into another format; the result is one line that says what is where.
 
-    `to` is one of EXPORTS. Raises InputError for whatever is wrong.
+    `to` is folder, csv, parquet, hf or optuna; `place` a path, or an Optuna storage. `where` is a condition on the
+    rows, such as "guidance_scale >= 5 and value > 30", `top` leaves those with the largest score. Raises
+    InputError for whatever is wrong.
     """
-    if to not in EXPORTS:
-        raise InputError(f"unknown format {to!r}{did_you_mean(to, EXPORTS)}")
-    return EXPORTS[to](study, where, root)
+    from orchestrator import exports
+
+    return exports.export(study, to, place, root, where, top)
 
 
-def _export_to_optuna(name: str, storage: str, root: str) -> str:
-    from orchestrator import dashboard
+def score(
+    study: str,
+    scorer: str | None = None,
+    text: str | None = None,
+    root: str = DEFAULT_ROOT,
+    address: str | None = None,
+    workers: int | None = None,
+    batch: int = wiring.DEFAULT_BATCH,
+) -> Rescored:
+    """Score a study's stored images again, by another CLIP or against another text; nothing is generated.
 
-    pinned = _study_folder(name, root).pinned()
+    `scorer` is named as `clip_model` in a study file, by default the study's own. A study that names it, with that
+    text as `score_text`, finds the scores in the catalog. Raises InputError.
+    """
+    from orchestrator.ray_pool import ray_session
+    from orchestrator.rescoring import rescore
+    from workers.pipelines.loading import describe_clip
+
+    pinned = named_folder(study, root).pinned()
     if pinned is None:
-        results(name, root)  # says so where there is no such study
-        raise InputError(
-            f"the folder of the study {name!r} is gone from {root}/studies, and with it what its axes are"
-        )
-    return dashboard.export(pinned, root, storage)
+        results(study, root)  # says so where there is no such study
+        raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
+    if scorer is not None:
+        described = describe_clip(scorer, scorer, Path())
+        pinned = pinned.model_copy(update={"scorer": described})
+    crew = wiring.crew(pinned, workers, _local_gpus(), batch)
+    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address))
+    with _interrupts() as interrupted:
+        try:
+            return rescore(Tables(root), pinned, pool, text, interrupted)
+        finally:
+            pool.close()
 
 
-EXPORTS: Mapping[str, Callable[[str, str, str], str]] = {"optuna": _export_to_optuna}
-"""Format → what brings (a study, to a place, from a root) into it."""
+def diff(first: str, second: str, root: str = DEFAULT_ROOT) -> Compared:
+    """How two studies differ, in what they were run with and in their scores. Raises InputError."""
+    found = []
+    for study in (first, second):
+        told, pinned = results(study, root), named_folder(study, root).pinned()
+        if pinned is None:
+            raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
+        found.append((pinned, told))
+    return studies_module.diff(found[0], found[1])
+
+
+def check(root: str = DEFAULT_ROOT) -> Health:
+    """Read the whole catalog, every picture included, and say what is wrong with it."""
+    return upkeep.check(Tables(root))
+
+
+def compact(root: str = DEFAULT_ROOT) -> dict[str, tuple[int, int, int]]:
+    """Merge the catalog's small part files; table → (files, into how many, bytes). Others may go on meanwhile."""
+    return upkeep.compact(Tables(root))
+
+
+def repair(root: str = DEFAULT_ROOT) -> list[str]:
+    """Put what is damaged in the catalog aside; a sentence for each thing done."""
+    return upkeep.repair(Tables(root))
 
 
 def _local_gpus() -> int:
@@ -475,15 +522,31 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 
 __all__ = [
+    "Compared",
+    "Health",
     "InputError",
     "Plan",
+    "Reproduced",
+    "Rescored",
     "RunResult",
+    "Shown",
+    "best",
+    "check",
+    "closer",
+    "compact",
+    "diff",
     "export",
     "frame",
     "local_root",
     "plan",
+    "removal",
+    "remove",
+    "repair",
+    "reproduce",
     "results",
     "run",
+    "score",
     "show",
+    "studies",
     "write_contact_sheet",
 ]

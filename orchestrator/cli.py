@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -15,10 +16,15 @@ from rich.text import Text
 from search_spaces import study_file
 from search_spaces.errors import InputError
 
+if TYPE_CHECKING:
+    from search_spaces.estimates import Estimate
+
 EXIT_CODES = (
-    "exit codes: 0 done, 1 internal error, 2 your input, 3 ended by a budget or with failed images, "
-    "130 stopped by Ctrl-C"
+    "exit codes: 0 done, 1 internal error, 2 your input, 3 ended by a budget, with failed images or a damaged "
+    "catalog, 4 a disk or object store failed, 130 stopped by Ctrl-C"
 )
+
+MENDED = "what was stored is kept, mend it and run the same again"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,25 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
     except InputError as error:
         errors.print(f"latentsweep: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         errors.print("latentsweep: stopped; the same command goes on where it was")
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # who reads our output has had enough, as with `| head`
+        _discard_output()
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        problem = error.strerror or error
-        errors.print(
-            f"latentsweep: {where}{problem}; what was stored is kept, mend it and run the same again",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 1
+        from orchestrator.catalog.patient import StorageError, reason
+
+        problem = str(error) if isinstance(error, StorageError) else f"{reason(error)}; {MENDED}"
+        errors.print(f"latentsweep: {problem}", markup=False, highlight=False, soft_wrap=True)
+        return 4
     except Exception as error:  # noqa: BLE001  # the last line of defence: a sentence, and the traceback on request
         kind = type(error).__name__
         errors.print(f"latentsweep: {kind}: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -56,6 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             errors.print("latentsweep: what was stored is kept; --traceback shows where it happened")
         return 1
+    return code
+
+
+class _Console(Console):
+    """Goes on in silence where nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more."""
+        self.quiet = True
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere, so that the interpreter's end does not trip over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,29 +128,83 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--code", action="store_true", help="print a plain diffusers script that draws it again"
     )
-    show.add_argument("--png", type=Path, metavar="FILE", help="write the picture there")
+    show.add_argument(
+        "--png",
+        type=Path,
+        metavar="FILE",
+        help="write the picture there, as it is stored; default IMAGE_ID.png",
+    )
     show.set_defaults(command=_show)
+
+    reproduce = commands.add_parser(
+        "reproduce", help="draw an image again on this machine and say how far it is from the stored one"
+    )
+    reproduce.add_argument("image", metavar="IMAGE_ID", help="as in the catalog; its beginning is enough")
+    reproduce.add_argument("--png", type=Path, metavar="FILE", help="write what was drawn there")
+    reproduce.set_defaults(command=_reproduce)
+
+    ls = commands.add_parser("ls", help="the studies under a root, with their best and their size")
+    ls.set_defaults(command=_ls)
+
+    rm = commands.add_parser("rm", help="remove a study, and the images that no other study uses")
+    rm.add_argument("study", metavar="STUDY", help="a study's name")
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    rm.set_defaults(command=_rm)
+
+    diff = commands.add_parser("diff", help="how two studies differ, paired where they share instances")
+    diff.add_argument("studies", nargs=2, metavar="STUDY", help="a study's name")
+    diff.set_defaults(command=_diff)
 
     export = commands.add_parser("export", help="bring a study into another tool's format")
     export.add_argument("study", metavar="STUDY", help="a study's name")
     export.add_argument(
         "--to",
-        nargs=2,
+        nargs="+",
         required=True,
-        metavar=("FORMAT", "WHERE"),
-        help="optuna STORAGE (journal:PATH, sqlite:///study.db, postgresql://user@host/name), for optuna-dashboard",
+        metavar=("FORMAT", "PLACE"),
+        help="folder, csv, parquet or hf (for Hugging Face datasets), with a path where the default does not suit; "
+        "or optuna STORAGE (journal:PATH, sqlite:///study.db, postgresql://user@host/name), for optuna-dashboard",
     )
+    export.add_argument("--where", metavar="EXPR", help='such as "guidance_scale >= 5 and value > 30"')
+    export.add_argument("--top", type=_count, metavar="N", help="only the N rows with the largest score")
     export.set_defaults(command=_export)
+
+    score = commands.add_parser(
+        "score", help="score a study's stored images again, by another CLIP or text, generating none"
+    )
+    score.add_argument("study", metavar="STUDY", help="a study's name")
+    score.add_argument(
+        "--scorer", metavar="CLIP_MODEL", help="as clip_model in a study file; by default the study's own"
+    )
+    score.add_argument("--text", help="what to judge by; by default what each image was judged by")
+    score.add_argument("--address", help="a Ray cluster's address")
+    score.add_argument("--workers", type=_count, help="actors; by default one per GPU, or one per core")
+    score.set_defaults(command=_score)
+
+    catalog = commands.add_parser("catalog", help="check, compact or repair the catalog")
+    acts = catalog.add_subparsers(required=True, metavar="check | compact | repair")
+    for name, act, told in (
+        ("check", _check, "read everything, every picture included, and say what is wrong"),
+        ("compact", _compact, "merge small part files; runs may go on meanwhile"),
+        ("repair", _repair, "put what is damaged aside, so that the next run makes it again"),
+    ):
+        upkeep = acts.add_parser(name, help=told)
+        upkeep.set_defaults(command=act)
+        _add_root(upkeep)
 
     schema = commands.add_parser("schema", help="print the study file's JSON Schema, for editors")
     schema.set_defaults(command=_schema)
-    for command in (run, plan, report, refine, show, export):
-        command.add_argument(
-            "--root",
-            default="runs",
-            help="folder or s3://, gs:// prefix of catalog and studies (default runs)",
-        )
+    for command in (run, plan, report, refine, show, reproduce, ls, rm, diff, export, score):
+        _add_root(command)
     return parser
+
+
+def _add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--root",
+        default="runs",
+        help="folder or s3://, gs:// prefix of catalog and studies (default runs)",
+    )
 
 
 def _count(text: str) -> int:
@@ -152,7 +225,7 @@ def _run(options: argparse.Namespace) -> int:
     from orchestrator import api
     from orchestrator.report.terminal import render_report
 
-    console = Console()
+    console = _Console()
     result = api.run(
         options.study,
         options.root,
@@ -189,7 +262,7 @@ def _plan(options: argparse.Namespace) -> int:
     from orchestrator import api
     from orchestrator.plan import plan_lines
 
-    _print_rows(Console(), list(plan_lines(api.plan(options.study, options.root))))
+    _print_rows(_Console(), list(plan_lines(api.plan(options.study, options.root))))
     return 0
 
 
@@ -197,7 +270,7 @@ def _report(options: argparse.Namespace) -> int:
     from orchestrator import api
     from orchestrator.report.terminal import render_report
 
-    console = Console()
+    console = _Console()
     found = api.results(options.study, options.root)
     console.print(render_report(found, options.top))
     sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
@@ -209,7 +282,7 @@ def _refine(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     path = api.closer(options.study, options.out or f"{options.study}-closer.yaml", options.root)
-    _print_rows(Console(), [("written", f"{path}: `latentsweep run {path}` looks closer")])
+    _print_rows(_Console(), [("written", f"{path}: `latentsweep run {path}` looks closer")])
     return 0
 
 
@@ -217,23 +290,157 @@ def _show(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     shown = api.show(options.image, options.root)
-    if options.png is not None and shown.png is not None:
-        options.png.write_bytes(shown.png)
     if options.code:
+        if options.png is not None and shown.png is not None:
+            options.png.write_bytes(shown.png)
         sys.stdout.write(shown.code)
         return 0
     facts = {
         name: value for name, value in shown.row.items() if value is not None and name != "other_settings"
     }
-    _print_rows(Console(), [(name, str(value)) for name, value in {**facts, **shown.settings}.items()])
+    rows = [(name, str(value)) for name, value in {**facts, **shown.settings}.items()]
+    rows += [
+        ("score", f"{score['value']:.6g} by {score['scorer']} of {score['text']!r}") for score in shown.scores
+    ]
+    rows += [("used by", f"{u['study']}, trial {u['trial']}, instance {u['instance']}") for u in shown.uses]
+    if shown.png is not None and shown.name is not None:
+        target = options.png or Path(shown.name)
+        target.write_bytes(shown.png)
+        rows.append(("picture", str(target)))
+    _print_rows(_Console(), rows)
     return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    found = api.reproduce(options.image, options.root)
+    if options.png is not None:
+        options.png.write_bytes(found.picture)
+    rows = [
+        ("image", f"{found.image_id}, drawn on {found.drawn_on}, and again on {found.device}"),
+        ("largest difference", f"{found.largest}/255; {found.differing:.1%} of the pixels differ"),
+    ]
+    _print_rows(_Console(), rows)
+    return 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    listed = api.studies(options.root)
+    rows = []
+    for study in listed:
+        best = api.best(study.study, options.root)
+        size = f"{study.trials:,} trials, {study.images:,} images, {study.size / 1e6:,.1f} MB"
+        last = f"last {study.last:%Y-%m-%d %H:%M} UTC" if study.last else "nothing yet"
+        owner = f"; being run by {study.owner}" if study.owner else ""
+        rows.append((study.study, f"{size}, {last}; {best}{owner}"))
+    _print_rows(_Console(), rows or [("studies", f"none under {options.root}")])
+    return 0
+
+
+def _rm(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    freed = api.removal(options.study, options.root)
+    what = f"{options.study}: {freed.trials:,} rows of trials, its folder, and {len(freed.images):,} images "
+    what += f"({freed.size / 1e6:,.1f} MB) that no other study uses"
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise InputError(f"rm would remove {what}; say --yes where nobody can be asked")
+        if input(f"remove {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+            _print_rows(_Console(), [("kept", "nothing was removed")])
+            return 0
+    api.remove(options.study, options.root)
+    _print_rows(_Console(), [("removed", what)])
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from orchestrator import api
+    from orchestrator.report.results import settings_text
+
+    first, second = options.studies
+    found = api.diff(first, second, options.root)
+    rows = [(name, f"{was} → {now}") for name, was, now in found.facts]
+    rows.append(("instances", f"{found.shared} shared"))
+    for name, best in zip(options.studies, found.bests, strict=True):
+        rows.append(
+            (f"best of {name}", "none yet" if best is None else settings_text(best) or "its one setting")
+        )
+    if found.best is not None:
+        rows.append(("best − best", f"{_plus_minus(found.best)}, {second} − {first}"))
+    if found.same is not None:
+        rows.append(
+            (
+                "same settings",
+                f"{_plus_minus(found.same)}, {second} − {first}, over {found.settings} settings",
+            )
+        )
+    if found.best is None:
+        rows.append(("scores", "not comparable: no shared instance, or another scorer"))
+    _print_rows(_Console(), rows)
+    return 0
+
+
+def _plus_minus(found: "Estimate") -> str:
+    width = "" if found.half_width is None else f" ± {found.half_width:.2g}"
+    return f"{found.mean:+.3g}{width} over {found.n} shared instances"
 
 
 def _export(options: argparse.Namespace) -> int:
     from orchestrator import api
 
-    form, where = options.to
-    _print_rows(Console(), [("export", api.export(options.study, form, where, options.root))])
+    if len(options.to) > 2:
+        raise InputError(f"export --to takes a format and a place, not {' '.join(options.to)}")
+    form, place = (*options.to, None)[:2]
+    line = api.export(options.study, form, place, options.root, options.where, options.top)
+    _print_rows(_Console(), [("export", line)])
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    found = api.score(
+        options.study, options.scorer, options.text, options.root, options.address, options.workers
+    )
+    mean = "" if found.mean is None else f"; their mean is {found.mean:.4g}"
+    rows = [
+        ("scored", f"{found.scored} images by {found.scorer}, {found.known} had that score already{mean}")
+    ]
+    rows += [("failed", line) for line in found.failed]
+    if found.stopped:
+        rows.append(("stopped", "the same command goes on where it was"))
+    _print_rows(_Console(), rows)
+    return 130 if found.stopped else 3 if found.failed else 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    health = api.check(options.root)
+    _print_rows(_Console(), list(health.summary))
+    return 0 if health.is_well else 3
+
+
+def _compact(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    done = api.compact(options.root)
+    _print_rows(
+        _Console(), [(table, f"{files} files merged into {into}") for table, (files, into, _) in done.items()]
+    )
+    return 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    _print_rows(
+        _Console(), [("repair", line) for line in api.repair(options.root) or ["nothing was damaged"]]
+    )
     return 0
 
 

@@ -9,7 +9,8 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from orchestrator.catalog.parquet import Tables, past_trials
+from orchestrator.catalog.parquet import past_trials
+from orchestrator.catalog.tables import Tables
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking.optuna_storage import (
     Place,

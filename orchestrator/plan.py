@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -169,7 +169,7 @@ def judged(past: Sequence[PastTrial], study: Study) -> int:
 
 def make_plan(
     study: Study,
-    known: Set[str],
+    known: Container[str],
     past: Sequence[PastTrial],
     root: str,
     warnings: tuple[str, ...],
@@ -232,7 +232,7 @@ def _cost(costs: Sequence[int], study: Study, images: int, races: bool) -> int:
     return most_race_costs(costs, study)[-1] + max(costs) * validated
 
 
-def _already_there(study: Study, candidates: Sequence[Settings], known: Set[str]) -> int:
+def _already_there(study: Study, candidates: Sequence[Settings], known: Container[str]) -> int:
     return sum(
         study.request(settings, instance).image_id in known
         for settings in candidates

@@ -4,10 +4,16 @@ import fcntl
 import json
 import logging
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
+from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 from pydantic import ValidationError
@@ -19,9 +25,14 @@ from workers.png import encode_png
 
 DEFAULT_ROOT = "runs"
 
+LOOKS = 20
+"""At a lock that is held, a twentieth of a second apart, before it counts as held."""
+
 
 def local_root(root: str) -> Path:
     """Where a root's local part lies: the root itself, or `runs` where the root is on an object store."""
+    if root.startswith("file://"):
+        return Path(unquote(urlsplit(root).path))
     return Path(DEFAULT_ROOT if "://" in root else root)
 
 
@@ -98,39 +109,60 @@ class StudyFolder:
     def locked(self) -> Iterator[None]:
         """Hold the study's lock; the system frees it with the process, however that ends.
 
-        Raises InputError, naming the owner, where another run holds it.
+        Raises InputError, naming the owner, where another run holds it, also one on another host where the
+        folder's filesystem is shared and has locks.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not self._take(lock):
                 lock.seek(0)
                 raise InputError(
-                    f"the study in {self.path} is being run by process {lock.read().strip() or 'unknown'}; "
+                    f"the study in {self.path} is being run by {lock.read().strip() or 'another process'}; "
                     "wait for it, or give this one another name"
-                ) from None
+                )
             lock.truncate(0)
-            lock.write(str(os.getpid()))
+            since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
             lock.flush()
             yield
+
+    def _take(self, lock: TextIO) -> bool:
+        """Whether the lock could be had: those who only look whether it is held give it back in a moment."""
+        for _ in range(LOOKS):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError as error:
+                raise InputError(
+                    f"{self.path} lies on a filesystem without locks ({error.strerror}); give a --root on another"
+                ) from None
+            else:
+                return True
+        return False
 
     @property
     def is_being_run(self) -> bool:
         """Whether a run holds the study's lock."""
-        if not (self.path / "lock").exists():
-            return False
-        with (self.path / "lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        return self.owner is not None
+
+    @property
+    def owner(self) -> str | None:
+        """Who runs the study, as 'process … on … since …'; None where nobody does, or whoever did is dead."""
+        try:
+            with (self.path / "lock").open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return lock.read().strip() or "another process"
+        except OSError:
+            return None
+        return None
 
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Send this package's log records to the study's log."""
-        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler = _Log(self.log, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger = logging.getLogger("orchestrator")
         level, propagate = logger.level, logger.propagate
@@ -146,10 +178,35 @@ class StudyFolder:
             handler.close()
 
 
+def named_folder(study: str, root: str) -> StudyFolder:
+    """A named study's folder. Raises InputError for what cannot be a name."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", study):
+        raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
+    return StudyFolder(root, study)
+
+
+class _Log(logging.FileHandler):
+    """A log that stops nothing and says nothing where it cannot be written, as on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's
+        """Let it pass."""
+
+    def close(self) -> None:
+        """Close it, whether or not its last lines could be written."""
+        with suppress(OSError):
+            super().close()
+
+
 def _replace(path: Path, content: bytes) -> None:
+    """Write a file aside, fsync, rename, fsync the folder."""
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

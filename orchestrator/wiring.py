@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from orchestrator.catalog.parquet import Tables, holds_another, past_trials
+from orchestrator.catalog.parquet import holds_another, past_trials
+from orchestrator.catalog.tables import Tables
 from orchestrator.plan import admitted, calls_of, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
@@ -28,8 +29,8 @@ from orchestrator.tracking.comet import (
 )
 from search_spaces import study_file
 from search_spaces.errors import InputError
-from search_spaces.models import ModelDescription
-from search_spaces.requests import ImageRequest, Scored, Settings, Trial, Value
+from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.requests import Failed, ImageRequest, Scored, Settings, Trial, Value
 from search_spaces.space import Survey, guidance_is_on
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
@@ -40,7 +41,8 @@ from search_spaces.strategies.validation import Validation
 from search_spaces.study import PinnedInput, Study, pin
 from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
-from workers.png import decode_png, encode_png
+from workers.pipelines import Generated, Pipeline
+from workers.png import as_png, decode_png, encode_png
 from workers.worker import Worker
 
 if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
@@ -49,6 +51,7 @@ if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` n
     from orchestrator.dashboard import Dashboard
     from orchestrator.ray_pool import RayPool
     from workers.pipelines.slot_engine import SlotEngine
+    from workers.scoring.clip import ClipScorer
 
 GIB = 2**30
 
@@ -105,6 +108,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     folder.check_continues(study, str(path))
+    Tables(root).check_root()
     if holds_another(Tables(root), study):
         raise InputError(
             f"{path}: the catalog under {root} holds trials of another study named {study.name!r}; "
@@ -337,11 +341,9 @@ def build_worker(setup: WorkerSetup) -> Worker:
     import diffusers
     import torch
     import transformers
-    from safetensors import SafetensorError
 
-    from workers.pipelines.loading import load_pipeline, local_folder
+    from workers.pipelines.loading import load_pipeline
     from workers.pipelines.whole_call import WholeCallPipeline
-    from workers.scoring.clip import ClipScorer
 
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
@@ -351,23 +353,76 @@ def build_worker(setup: WorkerSetup) -> Worker:
         torch.set_num_threads(setup.threads)
     study = setup.study
     pipeline = load_pipeline(study.model, device, study.engine.offload)
-    clip_folder = local_folder(study.scorer.location)
-    try:
-        if clip_folder is not None:
-            scorer = ClipScorer(clip_folder, device)
-        else:
-            scorer = ClipScorer(study.scorer.location, device, study.scorer.revision)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"clip_model: {study.scorer.model} cannot be loaded: {first_line}") from error
+    scorer = load_scorer(study.scorer, device)
     inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
     name, overlap = torch.cuda.get_device_name() if device == "cuda" else "cpu", device == "cuda"
     scorers = {study.objective: scorer}
     if not study.model.family.slots:
         whole = WholeCallPipeline(pipeline, study.model, inputs, setup.batch)
-        return Worker(whole, scorers, name, setup.batch, overlap)
+        return Worker(whole, scorers, name, setup.batch, overlap, study.image_format)
     engine = make_engine(study, pipeline, inputs, name)
-    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap)
+    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap, study.image_format)
+
+
+def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
+    """The scorer that a description names. Raises InputError where it cannot be loaded."""
+    from safetensors import SafetensorError
+
+    from workers.pipelines.loading import local_folder
+    from workers.scoring.clip import ClipScorer
+
+    folder = local_folder(scorer.location)
+    try:
+        if folder is not None:
+            return ClipScorer(folder, device)
+        return ClipScorer(scorer.location, device, scorer.revision)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise InputError(f"clip_model: {scorer.model} cannot be loaded: {first_line}") from error
+
+
+class _DrawsNothing:
+    """The pipeline of a worker that only scores."""
+
+    def advance(
+        self,
+        new: Sequence[ImageRequest],
+        cancelled: Collection[str] = (),  # noqa: ARG002  # the seam's
+    ) -> Sequence[Generated]:
+        """Refuse whatever is to be drawn."""
+        return [Generated(request, Failed("lost", "this worker only scores"), 0.0, None) for request in new]
+
+
+def build_scoring_worker(setup: WorkerSetup) -> Worker:
+    """A worker that has the study's scorer and no pipeline. Raises InputError where it cannot load."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(setup.threads)
+    scorers = {setup.study.objective: load_scorer(setup.study.scorer, device)}
+    return Worker(_DrawsNothing(), scorers, device, setup.batch)
+
+
+def draw(study: Study, inputs: Mapping[str, Image.Image], request: ImageRequest) -> Image.Image | Failed:
+    """Draw one request here and now, by the pipeline that a worker would use; `inputs` are by pixel hash."""
+    import torch
+
+    from workers.pipelines.loading import load_pipeline
+    from workers.pipelines.slot_engine import SlotEngine
+    from workers.pipelines.whole_call import WholeCallPipeline
+
+    model = study.model
+    loaded = load_pipeline(model, "cuda" if torch.cuda.is_available() else "cpu", study.engine.offload)
+    pipeline: Pipeline
+    if model.family.slots:
+        pipeline = SlotEngine(loaded, model, inputs, 2)
+    else:
+        pipeline = WholeCallPipeline(loaded, model, inputs, 1)
+    made = pipeline.advance([request])
+    while not made:
+        made = pipeline.advance([])
+    return made[0].picture
 
 
 def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], device: str) -> "SlotEngine":
@@ -475,6 +530,24 @@ def make_pool(
     )
 
 
+def make_scoring_pool(
+    study: Study, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
+) -> "RayPool":
+    """A Ray pool whose workers only score, by the study's scorer."""
+    from orchestrator.ray_pool import RayPool, cores
+
+    setup, gpu = WorkerSetup(study, {}, crew.batch, crew.threads), crew.kind == "GPU"
+    share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads
+    return RayPool(
+        connect,
+        partial(build_scoring_worker, setup),
+        crew.workers,
+        crew.batch,
+        num_cpus=share,
+        num_gpus=int(gpu),
+    )
+
+
 def make_tracker(study: Study, root: str, folder: StudyFolder) -> Tracker:
     """Where a study's images are streamed."""
     if study.comet.mode == "off":
@@ -554,7 +627,7 @@ def _comet_images(tables: Tables, study: Study, past: Sequence[PastTrial]) -> It
             told[request.image_id] = (trial.number, metadata)
     for image_id, png in tables.pictures(set(told)):
         step, metadata = told[image_id]
-        yield CometImage(image_id, "search", step, png, metadata)
+        yield CometImage(image_id, "search", step, as_png(png), metadata)
 
 
 def _comet_metrics(study: Study, past: Sequence[PastTrial]) -> Iterator[CometMetric]:

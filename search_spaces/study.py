@@ -60,6 +60,7 @@ class Study(BaseModel):
     objective: str
     comet: CometSpec
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
+    image_format: Literal["png", "webp", "jpeg"] = "png"
     exclude: tuple[dict[str, Domain], ...] = ()
     directions: dict[str, Direction] = {}
     constraints: tuple[Constraint, ...] = ()
@@ -221,6 +222,7 @@ def pin(
         objective=spec.objective,
         comet=spec.comet,
         engine=spec.engine,
+        image_format=spec.image_format,
         exclude=tuple(spec.exclude),
         directions={name: how for entry in spec.objectives for name, how in entry.items()},
         constraints=tuple(map(parse_constraint, spec.constraints)),

@@ -479,6 +479,9 @@ class StudySpec(_Section):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float16 on a GPU, float32 on a CPU"
     )
+    image_format: Literal["png", "webp", "jpeg"] = Field(
+        "png", description="how images are stored: png and webp lose nothing, jpeg does a little"
+    )
 
     @model_validator(mode="after")
     def _holds_together(self) -> "StudySpec":

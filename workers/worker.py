@@ -11,7 +11,7 @@ from PIL import Image
 
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from workers.pipelines import Generated, Pipeline
-from workers.png import decode_png, encode_png
+from workers.png import ImageFormat, decode_png, encode
 from workers.scoring import Scorer
 
 
@@ -52,9 +52,11 @@ class Worker:
         device: str,
         batch: int = 8,
         overlap: bool = False,
+        image_format: ImageFormat = "png",
     ) -> None:
         self._pipeline, self._scorers, self._device = pipeline, scorers, device
         self.batch = batch
+        self._format: ImageFormat = image_format
         self._beside = ThreadPoolExecutor(1) if overlap else None
         self._unfinished: deque[Future[list[Finished]]] = deque()
 
@@ -100,7 +102,7 @@ class Worker:
                 Finished(
                     item.request,
                     judged,
-                    encode_png(item.picture, item.request) if keep else None,
+                    encode(item.picture, item.request, self._format) if keep else None,
                     self._provenance(item, item.picture, seconds),
                     (*item.notes, *notes),
                 )

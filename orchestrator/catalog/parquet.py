@@ -1,21 +1,18 @@
-"""The catalog in Parquet: immutable part files under one root, local or on any pyarrow filesystem."""
+"""The catalog in Parquet as one study uses it, and what it knows of a study's trials."""
 
 import json
-import os
-import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from orchestrator.catalog import Judged, Unscored
-from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS, image_row, score_rows, trial_row
+from orchestrator.catalog.ids import Index, key, keys
+from orchestrator.catalog.schema import image_row, score_rows, trial_row
+from orchestrator.catalog.tables import Tables
 from orchestrator.pool import Done, PngPicture
 from search_spaces.objectives import GPU_SECONDS
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
@@ -23,128 +20,50 @@ from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
 
 
-class Tables:
-    """The three tables under a root (`runs` or `s3://bucket/runs`), readable by anything that reads Parquet."""
-
-    def __init__(self, root: str | Path) -> None:
-        if "://" in str(root):
-            self._filesystem, base = pafs.FileSystem.from_uri(str(root))
-        else:
-            self._filesystem, base = pafs.LocalFileSystem(), str(Path(root).absolute())
-        self._base = f"{base.rstrip('/')}/catalog"
-
-    def append(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Write rows as one part file; on return it is durable and whole, or not there at all."""
-        if not rows:
-            return
-        data = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMAS[table])
-        folder = f"{self._base}/{table}"
-        name = f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet"
-        self._filesystem.create_dir(folder, recursive=True)
-        if isinstance(self._filesystem, pafs.LocalFileSystem):
-            _write_aside(data, Path(folder), name)
-        else:  # an object store shows a whole object or none
-            pq.write_table(data, f"{folder}/{name}", filesystem=self._filesystem)
-
-    def read(
-        self, table: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
-    ) -> pa.Table:
-        """Rows of a table, in the order they were written; empty where nothing was written yet."""
-        rows: pa.Table = self._dataset(table).to_table(
-            columns=list(columns) if columns else None, filter=where
-        )
-        return rows
-
-    def png(self, image_id: str) -> bytes:
-        """One picture. Raises KeyError where the catalog has none of that id."""
-        found = self.read(
-            "images", ["image"], (pc.field("image_id") == image_id) & (pc.field("status") == "ok")
-        )
-        if not found.num_rows:
-            raise KeyError(image_id)
-        png: bytes = found.column("image")[0].as_py()["bytes"]
-        return png
-
-    def pictures(self, image_ids: Set[str]) -> Iterator[tuple[str, bytes]]:
-        """Those of some pictures that are there, each once, in one pass that holds few of them in memory."""
-        wanted = pc.field("image_id").isin(pa.array(sorted(image_ids), pa.string())) & (
-            pc.field("status") == "ok"
-        )
-        seen: set[str] = set()
-        for batch in self._dataset("images").to_batches(
-            columns=["image_id", "image"],
-            filter=wanted,
-            batch_size=64,
-            batch_readahead=1,
-            fragment_readahead=1,
-        ):
-            for row in batch.to_pylist():
-                if row["image_id"] not in seen:
-                    seen.add(row["image_id"])
-                    yield row["image_id"], row["image"]["bytes"]
-
-    def _dataset(self, table: str) -> ds.Dataset:
-        folder = f"{self._base}/{table}"
-        if self._filesystem.get_file_info(folder).type != pafs.FileType.Directory:
-            return ds.dataset(SCHEMAS[table].empty_table())
-        return ds.dataset(folder, filesystem=self._filesystem, schema=SCHEMAS[table], format="parquet")
-
-
-def _write_aside(data: pa.Table, folder: Path, name: str) -> None:
-    """Write under a hidden name, fsync, rename, fsync the folder: a reader never sees half a file."""
-    aside = folder / f".{name}.tmp"
-    try:
-        with aside.open("wb") as file:
-            pq.write_table(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(folder / name)
-    finally:
-        aside.unlink(missing_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class ParquetCatalog:
-    """The catalog as one study uses it."""
+    """The catalog as one study uses it: what was there at the beginning, compact, and what came since."""
 
     def __init__(self, tables: Tables, study: Study) -> None:
         self._tables, self._study = tables, study
-        rows = tables.read("images", ["image_id", "status", "reason", "seconds_generate"]).to_pylist()
-        self._images = {
-            row["image_id"]: row["reason"] if row["status"] == "infeasible" else None for row in rows
-        }
-        self._seconds = {row["image_id"]: row["seconds_generate"] for row in rows} if study.measures else {}
-        scores = tables.read(
-            "scores", ["image_id", "text", "value"], pc.field("scorer") == study.scorer.id
-        ).to_pylist()
-        self._scores: dict[tuple[str, str], float] = {
-            (row["image_id"], row["text"]): row["value"] for row in scores
-        }
+        self._images = _Made(tables)
+        self._scores = Scores(tables, {study.scorer.id})
+        self._new_scores: dict[tuple[str, str], float] = {}
+        self.reused: set[str] = set()  # image_ids that were there before, and were asked for
 
     @property
-    def image_ids(self) -> Set[str]:
+    def image_ids(self) -> Container[str]:
         """Everything that has been made, or found infeasible, under the root."""
-        return self._images.keys()
+        return self._images
 
     def find(self, request: ImageRequest) -> Scored | Failed | Unscored | None:
         """What is known of a request; None where it has to be generated."""
-        if request.image_id not in self._images:
+        image_id = request.image_id
+        if image_id not in self._images:
             return None
-        reason = self._images[request.image_id]
+        if image_id not in self._images.new:
+            self.reused.add(image_id)
+        reason = self._images.infeasible.get(image_id)
         if reason is not None:
             return Failed("infeasible", reason)
-        value = self._scores.get((request.image_id, request.score_text))
-        seconds = self._seconds.get(request.image_id, 0.0)
+        value = self._score(request)
+        seconds = self._images.seconds(image_id) if self._study.measures else 0.0
         if value is not None:
             return Scored({self._study.objective: value, **dict.fromkeys(self._study.measures, seconds)})
-        return Unscored(PngPicture(self._tables.png(request.image_id)), seconds)
+        return Unscored(PngPicture(self._tables.png(image_id)), seconds)
+
+    def _score(self, request: ImageRequest) -> float | None:
+        found = self._new_scores.get((request.image_id, request.score_text))
+        return (
+            self._scores.of(self._study.scorer.id, request.image_id, request.score_text)
+            if found is None
+            else found
+        )
 
     def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
-        """Pictures, then their scores, then the trials that rest on them; durable on return."""
+        """Pictures, then their scores, then the trials that rest on them; durable on return.
+
+        Where it raises OSError, the same call made again writes what is still missing.
+        """
         images = [
             item for item in done if _belongs_in_images(item) and item.request.image_id not in self._images
         ]
@@ -152,17 +71,51 @@ class ParquetCatalog:
             "images",
             [image_row(item, self._study, item.picture.png() if item.picture else None) for item in images],
         )
-        self._tables.append("scores", [row for item in done for row in score_rows(item, self._study)])
-        self._tables.append("trials", [trial_row(item, self._study) for item in judged])
         for item in images:
-            failed = isinstance(item.outcome, Failed)
-            self._images[item.request.image_id] = item.outcome.reason if failed else None  # type: ignore[union-attr]
-            if self._study.measures:
-                self._seconds[item.request.image_id] = item.provenance.seconds_generate
-        for item in done:
-            if isinstance(item.outcome, Scored):
-                value = item.outcome.scores[self._study.objective]
-                self._scores[item.request.image_id, item.request.score_text] = value
+            self._images.add(item)
+        scored = [
+            item for item in done if isinstance(item.outcome, Scored) and self._score(item.request) is None
+        ]
+        self._tables.append("scores", [row for item in scored for row in score_rows(item, self._study)])
+        for item in scored:
+            assert isinstance(item.outcome, Scored)
+            value = item.outcome.scores[self._study.objective]
+            self._new_scores[item.request.image_id, item.request.score_text] = value
+        self._tables.append("trials", [trial_row(item, self._study) for item in judged])
+
+
+class _Made:
+    """Every image_id that need not be made: drawn, or known to be infeasible."""
+
+    def __init__(self, tables: Tables) -> None:
+        rows = tables.read("images", ["image_id", "status", "reason", "seconds_generate"])
+        drawn = rows.filter(pc.equal(rows["status"], "ok"))
+        self._index = Index(keys(drawn["image_id"]))
+        self._seconds = drawn["seconds_generate"].to_numpy()
+        failed = (
+            rows.filter(pc.equal(rows["status"], "infeasible")).select(["image_id", "reason"]).to_pylist()
+        )
+        self.infeasible = {
+            row["image_id"]: row["reason"] for row in failed if not self._drawn(row["image_id"])
+        }
+        self.new: dict[str, float] = {}
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.new or image_id in self.infeasible or self._drawn(str(image_id))
+
+    def _drawn(self, image_id: str) -> bool:
+        return self._index.row(key(image_id)) is not None
+
+    def add(self, item: Done) -> None:
+        """One more."""
+        if isinstance(item.outcome, Failed):
+            self.infeasible[item.request.image_id] = item.outcome.reason
+        self.new[item.request.image_id] = item.provenance.seconds_generate
+
+    def seconds(self, image_id: str) -> float:
+        """How long a worker took for it."""
+        row = self._index.row(key(image_id))
+        return self.new.get(image_id, 0.0) if row is None else float(self._seconds[row])
 
 
 def _belongs_in_images(item: Done) -> bool:
@@ -172,34 +125,57 @@ def _belongs_in_images(item: Done) -> bool:
     return item.picture is not None
 
 
+class Scores:
+    """Every value of some scorers; of several for one picture and text, the first, which has been told."""
+
+    def __init__(self, tables: Tables, scorers: Set[str], among: pa.Array | None = None) -> None:
+        """`among` are the only image_ids of interest."""
+        wanted = pc.field("scorer").isin(pa.array(sorted(scorers), pa.string()))
+        if among is not None:
+            wanted = wanted & pc.field("image_id").isin(among)
+        rows = tables.read("scores", ["scorer", "image_id", "text", "value"], wanted)
+        self._index = Index(keys(rows["image_id"], rows["scorer"], rows["text"]))
+        self._values: npt.NDArray[np.float64] = rows["value"].to_numpy()
+
+    def of(self, scorer: str, image_id: str, text: str) -> float | None:
+        """One value; None where there is none."""
+        row = self._index.row(key(image_id, scorer, text))
+        return None if row is None else float(self._values[row])
+
+    def column(self, rows: pa.Table) -> pa.Array:
+        """The value for each row with `image_id`, `scorer` and `text`; null where there is none."""
+        found = self._index.rows(keys(rows["image_id"], rows["scorer"], rows["text"]))
+        values = self._values[found] if len(self._values) else np.zeros(len(found))
+        return pa.array(values, pa.float64(), mask=found < 0)
+
+
 def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[PastTrial]:
     """The trials of a study as the trials table has them, by number, each with what became of its instances.
 
     Scores have the seconds that the image took beside them. `forget_lost` leaves lost instances out, so that
-    they are tried again.
+    they are tried again; an instance whose picture or score is not there any more is left out too.
     """
     columns = ["trial", "instance", "image_id", "role", "strategy", "state", "reason", "settings"]
     columns += ["scorer", "text"]
     rows = tables.read("trials", [*columns, "after", "value"], pc.field("study") == study).to_pylist()
     if not rows:
         return []
-    values = score_values(tables, {row["scorer"] for row in rows})
+    scores = Scores(tables, {row["scorer"] for row in rows})
     seconds = _seconds(tables, {row["image_id"] for row in rows})
     trials: dict[int, _Found] = {}
     for row in rows:
         found = trials.setdefault(row["trial"], _Found(row["settings"]))
         outcomes = found.validation if row["role"] == "validate" else found.outcomes
-        scorer, instance = row["scorer"], row["instance"]
+        scorer, instance, image_id = row["scorer"], row["instance"], row["image_id"]
         if row["role"] == "search" and row["strategy"] is not None:
             found.dealt_by[instance] = row["strategy"]
         if row["state"] == "looked":
             look = Looked({scorer_name(scorer): row["value"]}, row["after"])
             found.looks.setdefault(instance, {})[look.after] = look
         elif row["state"] == "scored":
-            value = values.get((scorer, row["image_id"], row["text"]))
-            if value is not None:
-                took = seconds.get(row["image_id"], 0.0)
-                outcomes[instance] = Scored({scorer_name(scorer): value, GPU_SECONDS: took})
+            value = scores.of(scorer, image_id, row["text"])
+            if value is not None and image_id in seconds:
+                outcomes[instance] = Scored({scorer_name(scorer): value, GPU_SECONDS: seconds[image_id]})
         elif row["state"] == "infeasible":  # which is for good, whatever machines lost before
             outcomes[instance] = Failed("infeasible", row["reason"])
         elif not forget_lost:
@@ -208,8 +184,10 @@ def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[P
 
 
 def _seconds(tables: Tables, image_ids: Set[str]) -> dict[str, float]:
-    """How long a worker took for each of some images."""
-    wanted = pc.field("image_id").isin(pa.array(sorted(image_ids), pa.string()))
+    """How long a worker took for each of some pictures that are there."""
+    wanted = pc.field("image_id").isin(pa.array(sorted(image_ids), pa.string())) & (
+        pc.field("status") == "ok"
+    )
     rows = tables.read("images", ["image_id", "seconds_generate"], wanted).to_pylist()
     return {row["image_id"]: row["seconds_generate"] for row in rows}
 
@@ -248,43 +226,3 @@ def holds_another(tables: Tables, study: Study) -> bool:
 def scorer_name(scorer: str) -> str:
     """The name in a scorer's id, which is what a study calls its objective."""
     return scorer.partition("/")[0]
-
-
-def score_values(tables: Tables, scorers: set[str]) -> dict[tuple[str, str, str], float]:
-    """Every value of some scorers by (scorer, image_id, text)."""
-    rows = tables.read(
-        "scores",
-        ["scorer", "image_id", "text", "value"],
-        pc.field("scorer").isin(pa.array(sorted(scorers), pa.string())),
-    )
-    return {(row["scorer"], row["image_id"], row["text"]): row["value"] for row in rows.to_pylist()}
-
-
-def joined(tables: Tables, study: str) -> pa.Table:
-    """What people want of a study: a row per trial and instance, with settings, score and picture.
-
-    Columns: those of `trials` but for `settings`, with `value` the score, null without one, then those of
-    `images`; early looks, which have no picture, are left out. Swept settings are the trial's own, where a
-    twin of other settings drew the picture.
-    """
-    trials = tables.read("trials", where=(pc.field("study") == study) & (pc.field("role") != "look"))
-    swept = [json.loads(settings) for settings in trials["settings"].to_pylist()]
-    trials = trials.drop_columns(["settings", "after", "value"])
-    keys = trials.select(["scorer", "image_id", "text"]).to_pylist()
-    values = score_values(tables, {key["scorer"] for key in keys})
-    scores = [values.get((key["scorer"], key["image_id"], key["text"])) for key in keys]
-    images = tables.read("images", where=pc.field("image_id").isin(trials["image_id"].unique()))
-    position = {image_id: row for row, image_id in enumerate(images["image_id"].to_pylist())}
-    rows = pa.array([position.get(key["image_id"]) for key in keys], pa.int64())
-    made = images.take(rows)
-    table = trials.append_column("value", pa.array(scores, pa.float64()))
-    for name in images.column_names:
-        if name not in table.column_names:
-            column = made[name]
-            if name in SETTING_COLUMNS:
-                pairs = zip(swept, column.to_pylist(), strict=True)
-                column = pa.array(
-                    [own.get(name, drawn) for own, drawn in pairs], images.schema.field(name).type
-                )
-            table = table.append_column(images.schema.field(name), column)
-    return table

@@ -1,5 +1,6 @@
 """The catalog's three tables: columns, types and what a row is made from."""
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -14,7 +15,11 @@ from search_spaces.requests import Failed, Looked, Scored, Value
 from search_spaces.space import effective_steps
 from search_spaces.study import PIXEL_REVISION, Study
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had no `sha256` and no `file_bytes`, which are null when it is read."""
+
+VERSION_KEY = b"latentsweep_schema"
+"""Of a part file's metadata."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -33,6 +38,8 @@ SETTING_COLUMNS: Mapping[str, pa.DataType] = {
 _IMAGE_COLUMNS: Mapping[str, pa.DataType] = {
     "image_id": pa.string(),
     "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    "sha256": pa.string(),  # of the picture's bytes as they are stored, and how many these are
+    "file_bytes": pa.int64(),
     "status": pa.string(),
     "reason": pa.string(),
     "model": pa.string(),
@@ -85,6 +92,14 @@ _TRIAL_COLUMNS: Mapping[str, pa.DataType] = {
     "time": _TIME,
 }
 
+REPEATED = frozenset(
+    {"status", "reason", "model", "revision", "task", "pipeline", "dtype", "prompt", *SETTING_COLUMNS}
+    | {"other_settings", "effective_steps", "unet_calls", "width", "height", "input_image", "input_mask"}
+    | {"pixel_revision", "diffusers", "torch", "latentsweep", "device", "scorer", "text", "study", "role"}
+    | {"state", "settings", "after"}
+)
+"""Columns with few values among many rows, which a dictionary makes small."""
+
 
 def _huggingface_features(columns: Mapping[str, pa.DataType]) -> dict[str, dict[str, str]]:
     """The columns as Hugging Face `datasets` features, so that it shows pictures as pictures."""
@@ -100,10 +115,15 @@ def _feature_dtype(kind: pa.DataType) -> str:
     return {"double": "float64"}.get(str(kind), str(kind))
 
 
+def huggingface_metadata(schema: pa.Schema) -> dict[str, str]:
+    """What makes a schema's columns show in Hugging Face `datasets` as what they are."""
+    columns = {field.name: field.type for field in schema}
+    return {"huggingface": json.dumps({"info": {"features": _huggingface_features(columns)}})}
+
+
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    features = {"info": {"features": _huggingface_features(columns)}}
-    metadata = {"huggingface": json.dumps(features), "latentsweep_schema": str(SCHEMA_VERSION)}
-    return pa.schema(list(columns.items()), metadata=metadata)
+    schema = pa.schema(list(columns.items()))
+    return schema.with_metadata({**huggingface_metadata(schema), VERSION_KEY.decode(): str(SCHEMA_VERSION)})
 
 
 SCHEMAS: Mapping[str, pa.Schema] = {
@@ -128,7 +148,9 @@ def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
     failed = done.outcome if isinstance(done.outcome, Failed) else None
     return {
         "image_id": request.image_id,
-        "image": None if png is None else {"bytes": png, "path": f"{request.image_id}.png"},
+        "image": None if png is None else {"bytes": png, "path": f"{request.image_id}{suffix(png)}"},
+        "sha256": None if png is None else hashlib.sha256(png).hexdigest(),
+        "file_bytes": None if png is None else len(png),
         "status": failed.kind if failed else "ok",
         "reason": failed.reason if failed else None,
         "model": model.name,
@@ -155,6 +177,13 @@ def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
         "seconds_score": done.provenance.seconds_score,
         "time": datetime.now(UTC),
     }
+
+
+def suffix(picture: bytes) -> str:
+    """The file name's end for a stored picture."""
+    if picture.startswith(b"\xff\xd8"):
+        return ".jpg"
+    return ".webp" if picture[8:12] == b"WEBP" else ".png"
 
 
 def row_settings(row: Mapping[str, object], names: Collection[str]) -> dict[str, Value]:

@@ -28,7 +28,8 @@ from diffusers import AutoPipelineForInpainting
 from transformers import CLIPModel, CLIPProcessor
 
 from orchestrator import wiring
-from orchestrator.catalog.parquet import ParquetCatalog, Tables
+from orchestrator.catalog.parquet import ParquetCatalog
+from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import ray_session
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker

@@ -24,7 +24,8 @@ from typing import Any
 
 import optuna
 
-from orchestrator.catalog.parquet import ParquetCatalog, Tables
+from orchestrator.catalog.parquet import ParquetCatalog
+from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import RayPool, ray_session
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker

@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import api, wiring
-from orchestrator.catalog.parquet import Tables
+from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
 from orchestrator.tracking import optuna_storage
@@ -113,6 +113,25 @@ def test_the_script_of_an_image_draws_it_again_with_plain_diffusers(
     subprocess.run([sys.executable, "again.py"], cwd=tmp_path, check=True, capture_output=True)
     again = np.asarray(Image.open(tmp_path / f"{row['image_id']}.png"), dtype=int)
     assert np.abs(again - np.asarray(Image.open(io.BytesIO(shown.png)))).max() <= 1
+
+
+def test_an_image_is_drawn_again_by_our_own_engine(finished: Finished) -> None:
+    _, root, _ = finished
+    row = api.frame("dragon", root, pictures=False).to_pylist()[-1]
+    found = api.reproduce(row["image_id"][:10], root)
+    assert found.image_id == row["image_id"]
+    assert found.largest <= 1
+    with pytest.raises(InputError, match="holds none"):
+        api.reproduce("0" * 32, root)
+
+
+def test_stored_images_are_scored_against_another_text_on_the_same_pool(finished: Finished) -> None:
+    _, root, result = finished
+    count = result.progress.generated
+    found = api.score("dragon", text="a cat", root=root)
+    assert (found.scored, found.known, found.failed) == (count, 0, [])
+    assert api.score("dragon", text="a cat", root=root).known == count
+    assert api.score("dragon", scorer="toyworld", root=root).known == count, "its own scorer, by its name"
 
 
 def test_an_image_that_is_not_there(finished: Finished) -> None:
@@ -380,7 +399,7 @@ def test_a_second_run_of_a_live_study_is_refused_with_its_owner(finished: Finish
     with subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"is being run by process {owner.pid}"):
+        with pytest.raises(InputError, match=f"is being run by process {owner.pid} on .+ since 20.+ UTC;"):
             api.run(path, root)
         owner.kill()
     with StudyFolder(root, "dragon").locked():

@@ -1,7 +1,9 @@
 """The command: bad input is one sentence and exit code 2 before any model is loaded."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
 import zlib
 from importlib.metadata import entry_points
@@ -429,3 +431,17 @@ def test_the_command_is_installed_by_its_name() -> None:
 def test_a_root_that_is_a_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("afile").touch()
     assert "--root afile is a file" in complaint(capsys, "run", str(path), "--root", "afile")
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["plan", "dragon.yaml"]])
+def test_a_reader_that_has_had_enough_is_no_error(path: Path, arguments: list[str]) -> None:
+    """As with `| head -1`: the reading end is closed before anything is written."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(STUDIES.parent)}
+    ended = subprocess.run(
+        command, check=False, stdout=write_end, stderr=subprocess.PIPE, env=environment, cwd=path.parent
+    )
+    os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (0, b"")

@@ -13,7 +13,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from orchestrator import dashboard
-from orchestrator.catalog.parquet import ParquetCatalog, Tables, past_trials
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.tables import Tables
 from orchestrator.dashboard import Dashboard, Repeating, export, projected
 from orchestrator.pool import InProcessPool
 from orchestrator.study_folder import StudyFolder

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import api
-from orchestrator.catalog.parquet import ParquetCatalog, Tables, past_trials
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.tables import Tables
 from orchestrator.plan import (
     Plan,
     gone_on_with,

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from search_spaces.requests import Value
 from tests.workers.helpers import a_request
-from workers.png import decode_png, encode_png, parameters
+from workers.png import ImageFormat, as_png, decode_png, encode, encode_png, parameters
 
 SETTINGS: dict[str, Value] = {
     "num_inference_steps": 20,
@@ -98,3 +99,22 @@ def test_a_broken_png_is_not_taken_for_a_picture() -> None:
     png = encode_png(noise(32, 32, 3))
     with pytest.raises(OSError, match="truncated"):
         decode_png(png[: len(png) // 2])
+
+
+@pytest.mark.parametrize(("form", "most"), [("png", 0), ("webp", 0), ("jpeg", 12)])
+def test_formats_keep_pixels_and_say_what_the_picture_is(form: ImageFormat, most: int) -> None:
+    ramp = np.stack(np.meshgrid(np.arange(64) * 2, np.arange(64) * 3, [60])[:2], -1)[:, :, 0]
+    image = Image.fromarray(np.concatenate([ramp, ramp[..., :1]], -1).astype("uint8"))
+    request = replace(a_request(SETTINGS), prompt="ein grüner Drache 龍")
+    stored = encode(image, request, form)
+    back = decode_png(stored)
+    assert back.format is None or back.format.lower() == form
+    apart = np.abs(np.asarray(back, np.int16) - np.asarray(image, np.int16))
+    assert apart.max() <= most
+    if form != "png":
+        exif = back.getexif()
+        comment = exif.get_ifd(0x8769)[0x9286]
+        assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == parameters(request, image.size)
+        assert json.loads(exif[0x010E])["image_id"] == request.image_id
+    assert decode_png(as_png(stored)).tobytes() == back.tobytes()
+    assert as_png(stored).startswith(b"\x89PNG")

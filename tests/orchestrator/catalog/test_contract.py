@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.catalog import Catalog, Judged, Unscored
 from orchestrator.catalog.memory import MemoryCatalog
-from orchestrator.catalog.parquet import ParquetCatalog, Tables
+from orchestrator.catalog.parquet import ParquetCatalog
+from orchestrator.catalog.tables import Tables
 from orchestrator.pool import Done, InProcessPool
 from search_spaces.requests import Failed, Scored, Trial
 from tests.orchestrator.studies import fake_worker, requests_of, small_study

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from orchestrator.catalog import Judged
-from orchestrator.catalog.parquet import ParquetCatalog, Tables, joined, past_trials
+from orchestrator.catalog.frames import joined
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.schema import SCHEMAS
+from orchestrator.catalog.tables import Tables
 from search_spaces.requests import Failed, Scored, Trial
 from tests.orchestrator.catalog.test_contract import REQUESTS, STUDY, results
 from tests.orchestrator.studies import small_study

@@ -276,7 +276,9 @@ def test_what_a_late_rung_finds_infeasible_does_not_change_the_cuts_before(
         cut.journal = whole.journal[:reports]
         rest = Course(world, world.race(16, cut.past(), looks), reports).run()
         complete, wanted = rest.complete(16, cut.past()), whole.complete(16)
-        if modelled(entrants, 16):  # a surrogate also heard of what a trial came to before it was found out, or did not
+        if modelled(
+            entrants, 16
+        ):  # which may have heard of a trial before it was found out
             assert max(complete, key=lambda v: complete[v]) == max(wanted, key=lambda v: wanted[v])
         else:
             assert set(complete) == set(wanted)

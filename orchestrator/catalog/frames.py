@@ -1,0 +1,89 @@
+"""A study's rows of the three tables, joined: what people want of a catalog."""
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orchestrator.catalog.ids import Index, firsts, keys
+from orchestrator.catalog.parquet import Scores
+from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS
+from orchestrator.catalog.tables import Tables
+
+STATES = ("scored", "infeasible", "lost")
+"""Of an instance that has had several, the one that holds: a lost image may have been tried again."""
+
+
+def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | None = None) -> pa.Table:
+    """A row per trial, instance and role of a study, with settings, score and picture.
+
+    Columns: those of `trials` but for `settings`, with `value` the score, null without one, then those of
+    `images`; early looks, which have no picture, are left out. Swept settings are the trial's own, where a
+    twin of other settings drew the picture.
+    Without `pictures`, no picture is read and `image` is not there. `among` are the only image_ids of interest.
+    """
+    wanted = (pc.field("study") == study) & (pc.field("role") != "look")
+    if among is not None:
+        wanted = wanted & pc.field("image_id").isin(among)
+    trials = tables.read("trials", where=wanted)
+    trials = trials.take(pa.array(_holding(trials)))
+    names = [name for name in SCHEMAS["images"].names if pictures or name != "image"]
+    images = tables.read_images(names, trials["image_id"].unique())
+    drawn_first = np.argsort(pc.not_equal(images["status"], "ok").to_numpy(), kind="stable")
+    found = Index(keys(images["image_id"].take(pa.array(drawn_first)))).rows(keys(trials["image_id"]))
+    rows = drawn_first[found] if len(drawn_first) else np.zeros(len(found), np.int64)
+    made = images.take(pa.array(rows, mask=found < 0))
+    swept = [json.loads(settings) for settings in trials["settings"].to_pylist()]
+    scores = Scores(tables, set(trials["scorer"].unique().to_pylist()), among)
+    value = scores.column(trials)
+    table = trials.drop_columns(["settings", "after", "value"]).append_column("value", value)
+    for name in names:
+        if name not in table.column_names:
+            column = made[name]
+            if name in SETTING_COLUMNS:
+                pairs = zip(swept, column.to_pylist(), strict=True)
+                column = pa.array(
+                    [own.get(name, drawn) for own, drawn in pairs], images.schema.field(name).type
+                )
+            table = table.append_column(images.schema.field(name), column)
+    return table
+
+
+def best(tables: Tables, study: str, count: int) -> pa.Table:
+    """At least the `count` joined rows with the largest score of a study, without pictures, and few others.
+
+    The scores are looked through alone; of the rest only what belongs to the best of them is read.
+    """
+    scorers = tables.read("trials", ["scorer"], pc.field("study") == study)["scorer"].unique()
+    scores = tables.read("scores", ["image_id", "value"], pc.field("scorer").isin(scorers))
+    reach = 4 * count
+    while True:
+        order = pc.select_k_unstable(scores, min(reach, scores.num_rows), [("value", "descending")])
+        found = joined(tables, study, False, scores["image_id"].take(order).unique())
+        if found.num_rows - found["value"].null_count >= count or reach >= scores.num_rows:
+            return found
+        reach *= 8  # other studies, other texts: look further down
+
+
+def _holding(trials: pa.Table) -> npt.NDArray[np.int64]:
+    """The rows of which each trial, instance and role has one: the state that holds, as it was first told."""
+    if not trials.num_rows:
+        return np.array([], np.int64)
+    columns = [trials[name].to_numpy() for name in ("trial", "instance")]
+    role = pc.equal(trials["role"], "validate").to_numpy()
+    state = pc.index_in(trials["state"], pa.array(STATES)).to_numpy()
+    order = np.lexsort((np.arange(trials.num_rows), state, role, columns[1], columns[0]))
+    ordered = np.stack([columns[0], columns[1], role.astype(np.int64)], 1)[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    held: npt.NDArray[np.int64] = np.sort(order[new])
+    return held
+
+
+def distinct(rows: pa.Table) -> pa.Table:
+    """The rows of `images` with one for each image: the first picture, or where there is none the first failure."""
+    drawn_first = np.argsort(pc.not_equal(rows["status"], "ok").to_numpy(), kind="stable")
+    chosen = drawn_first[firsts(keys(rows["image_id"].take(pa.array(drawn_first))))]
+    return rows.take(pa.array(np.sort(chosen)))

@@ -1,0 +1,447 @@
+"""The three tables under a root: immutable part files, in a local folder or on any pyarrow filesystem."""
+
+import errno
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from orchestrator.catalog.ids import Index, key, keys
+from orchestrator.catalog.layout import encode, picture_places
+from orchestrator.catalog.schema import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
+from search_spaces.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 8
+"""To read a table whose part files a compaction replaces meanwhile."""
+
+READERS = 16
+"""Threads that read the ends of new part files."""
+
+FLAT = {"s3", "gcs", "abfs"}
+"""Filesystems without folders, which need not be made, and where an object is there whole or not at all."""
+
+
+def open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a root, and the root's path on it. Raises InputError where it cannot be had.
+
+    Credentials are the ecosystem's own business (AWS_*, ~/.aws, GOOGLE_APPLICATION_CREDENTIALS, instance roles).
+    """
+    text = str(root)
+    if "://" not in text:
+        return pafs.LocalFileSystem(), str(Path(text).absolute())
+    address = urlsplit(text)
+    if address.scheme == "file":
+        return pafs.LocalFileSystem(), unquote(address.path)
+    if "@" in address.netloc:
+        raise InputError(
+            f"--root {address.scheme}://…: a root holds no credentials; give them as the store's own tools take "
+            "them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws"
+        )
+    if address.scheme == "s3" and "allow_delayed_open" not in address.query:  # small objects in one request
+        text += ("&" if address.query else "?") + "allow_delayed_open=true"
+    try:
+        filesystem, base = pafs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OSError) as error:
+        raise InputError(f"--root {root} cannot be opened: {first_line(error)}") from None
+    return filesystem, base
+
+
+def first_line(error: BaseException) -> str:
+    """An error's text for a sentence."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+class Tables:
+    """The three tables under a root (`runs` or `s3://bucket/runs`), readable by anything that reads Parquet.
+
+    A file that is no whole part file is named once and skipped; one that a newer version wrote raises
+    InputError, since what it holds would be made again.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._filesystem, base = open_root(root)
+        self.base = f"{base.rstrip('/')}/catalog"
+        self._parts: dict[str, ds.ParquetFileFragment] = {}
+        self.skipped: dict[str, str] = {}  # path → why
+        self._was_there = self.is_local and Path(self.base).is_dir()
+        self._pictures = _Pictures()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the tables lie in a folder of this machine."""
+        return isinstance(self._filesystem, pafs.LocalFileSystem)
+
+    def check_root(self) -> None:
+        """See that the root's bucket is there. Raises InputError, OSError where the store cannot be asked."""
+        bucket = self.base.partition("/")[0]
+        if self._filesystem.type_name not in ("s3", "gcs"):
+            return
+        if self._filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
+            raise InputError(f"--root: there is no bucket {bucket!r}, or these credentials do not see it")
+
+    # Writing
+
+    def append(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write rows as one part file; on return it is durable and whole, or not there at all. Raises OSError."""
+        if rows:
+            self.write(table, pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMAS[table]))
+
+    def write(self, table: str, data: pa.Table, at: str | None = None) -> str:
+        """Write a part file, which is read where part `at` is, by default last; its path. Raises OSError."""
+        moment = _moment(at) if at else time.time_ns()
+        folder, name = f"{self.base}/{table}", f"part-{moment}-{uuid.uuid4().hex[:8]}.parquet"
+        content = encode(table, data)
+        if self.is_local:
+            self._make_folder(Path(folder))
+            _write_aside(content, Path(folder), name)
+        else:
+            if self._filesystem.type_name not in FLAT:
+                self._filesystem.create_dir(folder, recursive=True)
+            stream = self._filesystem.open_output_stream(f"{folder}/{name}")
+            stream.write(
+                content
+            )  # one whole object: closed, and with that there, only after all of it was taken
+            stream.close()
+        return f"{folder}/{name}"
+
+    def _make_folder(self, folder: Path) -> None:
+        self._check_still_there()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._was_there = True
+
+    def _check_still_there(self) -> None:
+        """A catalog that was there and is gone (a vanished mount) is not empty, and not begun anew in its place."""
+        if self._was_there and not Path(self.base).is_dir():
+            raise OSError(errno.ENODEV, "the catalog's folder is gone", self.base)
+
+    def remove(self, path: str) -> None:
+        """Remove a part file; one that is gone already is fine. Raises OSError."""
+        try:
+            self._filesystem.delete_file(path)
+        except (
+            OSError
+        ):  # also where a store refuses what pyarrow leaves in its place, an empty folder's marker
+            if self._filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                raise
+        self._parts.pop(path, None)
+
+    def set_aside(self, path: str) -> str:
+        """Move a file out of its table, to `damaged/`; its new path. Raises OSError."""
+        table, name = path.split("/")[-2:]
+        folder = f"{self.base}/damaged"
+        if self._filesystem.type_name not in FLAT:
+            self._filesystem.create_dir(folder, recursive=True)
+        target = f"{folder}/{table}-{name}"
+        if self.is_local:
+            Path(path).rename(target)
+        else:
+            self._filesystem.copy_file(path, target)
+            self.remove(path)
+        self._parts.pop(path, None)
+        self.skipped.pop(path, None)
+        return target
+
+    # Reading
+
+    def read(
+        self, table: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
+        """Rows of a table, in the order they were written; empty where nothing was written yet."""
+        names = list(columns) if columns else None
+        return self._ask(table, lambda parts: _dataset(table, parts).to_table(columns=names, filter=where))
+
+    def read_images(self, columns: Sequence[str], image_ids: pa.Array) -> pa.Table:
+        """Rows of `images` by image_id: of the columns no more is read than the row groups that have them."""
+
+        def rows(parts: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
+            wanted = pc.field("image_id").isin(image_ids)
+            some = {}
+            for path, ids in _each(parts, ["image_id"]).items():
+                hits = np.flatnonzero(pc.is_in(ids["image_id"], image_ids).to_numpy())
+                metadata = parts[path].metadata
+                ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+                if len(hits):
+                    groups = np.unique(np.searchsorted(ends, hits, "right")).tolist()
+                    some[path] = parts[path].subset(row_group_ids=groups)
+            return _dataset("images", some).to_table(list(columns), filter=wanted)
+
+        return self._ask("images", rows)
+
+    def read_part(self, table: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one part file. Raises FileNotFoundError where it is gone, OSError where it cannot be read."""
+        parts = self.parts(table)
+        if path not in parts:
+            raise FileNotFoundError(2, "the part file is gone", path)
+        return _dataset(table, {path: parts[path]}).to_table(list(columns) if columns else None)
+
+    def png(self, image_id: str) -> bytes:
+        """One picture as it is stored, without a look at its neighbours.
+
+        Raises KeyError where the catalog has none of that id.
+        """
+        return next(self._each_picture([image_id]))[1]
+
+    def pictures(self, image_ids: Set[str]) -> Iterator[tuple[str, bytes]]:
+        """Those of some pictures that are there, each once, with one of them in memory at a time."""
+        there = self._picture_index(image_ids).order(image_ids)
+        return self._each_picture(there)
+
+    def _each_picture(self, image_ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        for image_id in image_ids:
+            for _ in range(TRIES):
+                path, row = self._picture_index({image_id}).place(image_id)
+                try:
+                    picture = self._picture(path, row)
+                except FileNotFoundError:  # compacted meanwhile
+                    self._pictures = _Pictures()
+                    continue
+                break
+            else:
+                raise FileNotFoundError(2, "the part files change faster than they can be read", self.base)
+            yield image_id, picture
+
+    def _picture_index(self, wanted: Set[str]) -> "_Pictures":
+        """Where pictures lie; read again where one of those wanted is not known yet."""
+        if not self._pictures.has_all(wanted):
+            parts = self.parts("images")
+            if parts.keys() != self._pictures.parts:
+                self._pictures = _Pictures(
+                    self._ask("images", partial(_each, columns=("image_id", "status")))
+                )
+        return self._pictures
+
+    def _picture(self, path: str, row: int) -> bytes:
+        place = self._place_in(path, row)
+        with self._filesystem.open_input_file(path) as file:
+            if place is not None:
+                start, length = place
+                picture: bytes = file.read_at(length, start)
+                return picture
+            reader = pq.ParquetFile(file)  # of a version that did not note places
+            for group in range(reader.num_row_groups):
+                rows = reader.metadata.row_group(group).num_rows
+                if row < rows:
+                    column = reader.read_row_group(group, columns=["image"])["image"]
+                    found: bytes = column[row].as_py()["bytes"]
+                    return found
+                row -= rows
+        raise KeyError(path)
+
+    def _place_in(self, path: str, row: int) -> tuple[int, int] | None:
+        if path not in self._pictures.places:
+            fragment = self._parts.get(path)
+            self._pictures.places[path] = picture_places(fragment.metadata.metadata) if fragment else None
+        places = self._pictures.places[path]
+        return places[row] if places else None
+
+    def parts(self, table: str) -> dict[str, ds.ParquetFileFragment]:
+        """The part files of a table that can be read, by path, the oldest first.
+
+        Raises InputError for one of a newer version, OSError where the filesystem fails.
+        """
+        self._check_still_there()
+        selector = pafs.FileSelector(f"{self.base}/{table}", allow_not_found=True)
+        infos = [
+            info
+            for info in sorted(self._filesystem.get_file_info(selector), key=lambda info: info.path)
+            # half-written files of a killed run, and what tools keep for themselves, begin with a dot
+            if not info.base_name.startswith((".", "_")) and info.path not in self.skipped
+        ]
+        new = [info for info in infos if info.path not in self._parts]
+        if new:  # a store answers many questions in the time of one
+            with ThreadPoolExecutor(min(len(new), READERS)) as readers:
+                for info, fragment in zip(new, readers.map(self._checked, new), strict=True):
+                    if fragment is not None:
+                        self._parts[info.path] = fragment
+        return {info.path: self._parts[info.path] for info in infos if info.path in self._parts}
+
+    def sizes(self, table: str) -> dict[str, int]:
+        """Every file in a table's folder, part file or not, with its size in bytes."""
+        selector = pafs.FileSelector(f"{self.base}/{table}", allow_not_found=True)
+        found = sorted(self._filesystem.get_file_info(selector), key=lambda info: info.path)
+        return {info.path: info.size or 0 for info in found}
+
+    def age(self, path: str) -> float:
+        """Seconds since a file was written."""
+        moment = self._filesystem.get_file_info(path).mtime_ns
+        return 0.0 if moment is None else time.time() - moment / 1e9
+
+    def _checked(self, info: pafs.FileInfo) -> ds.ParquetFileFragment | None:
+        """A file as a part of a table; None, with the reason noted, where it is none."""
+        if info.type != pafs.FileType.File or not info.base_name.endswith(".parquet"):
+            self._skip(info.path, "is no part file")
+            return None
+        fragment = _FORMAT.make_fragment(info.path, self._filesystem)
+        try:
+            fragment.ensure_complete_metadata()
+        except FileNotFoundError:
+            return None
+        except (OSError, pa.ArrowInvalid) as error:
+            problem = self._damage(info.path)
+            if problem is None:
+                raise
+            self._skip(info.path, f"is truncated or no Parquet file ({problem or first_line(error)})")
+            return None
+        version = (fragment.metadata.metadata or {}).get(VERSION_KEY)
+        if version is None or not version.isdigit() or "image_id" not in fragment.physical_schema.names:
+            self._skip(info.path, "is a Parquet file of something else")
+            return None
+        if int(version) > SCHEMA_VERSION:
+            raise InputError(
+                f"{info.path} was written by a newer version of latentsweep (schema {int(version)}, this one reads "
+                f"up to {SCHEMA_VERSION}); use that version, or another --root"
+            )
+        return fragment
+
+    def _damage(self, path: str) -> str | None:
+        """What is wrong with a file's content; None where it can be read. Raises OSError where it cannot be had."""
+        with self._filesystem.open_input_file(path) as file:
+            content = file.read_buffer()
+        try:
+            pq.read_table(pa.BufferReader(content))
+        except (OSError, pa.ArrowInvalid) as error:
+            return first_line(error)
+        return None
+
+    @property
+    def notices(self) -> list[str]:
+        """A sentence for each file that was skipped."""
+        return [_sentence(path, why) for path, why in self.skipped.items()]
+
+    def _skip(self, path: str, why: str) -> None:
+        self.skipped[path] = why
+        self._parts.pop(path, None)
+        _name(path, why)
+
+    def _ask(self, table: str, question: Callable[[Mapping[str, ds.ParquetFileFragment]], T]) -> T:
+        """Answer a question from all readable parts; one that proves to be damaged is named and left out."""
+        for _ in range(TRIES):
+            parts = self.parts(table)
+            try:
+                return question(parts)
+            except FileNotFoundError:  # compacted meanwhile
+                self._parts.clear()
+            except (OSError, pa.ArrowInvalid):
+                for path, fragment in parts.items():
+                    self._look_for_damage(path, fragment, question)
+                if not self.skipped.keys() & parts.keys():
+                    raise
+        raise FileNotFoundError(2, "the part files change faster than they can be read", self.base)
+
+    def _look_for_damage(
+        self,
+        path: str,
+        fragment: ds.ParquetFileFragment,
+        question: Callable[[Mapping[str, ds.ParquetFileFragment]], object],
+    ) -> None:
+        try:
+            question({path: fragment})
+        except FileNotFoundError:
+            return
+        except (OSError, pa.ArrowInvalid):
+            problem = self._damage(path)
+            if problem is not None:
+                self._skip(path, f"is damaged ({problem})")
+
+
+class _Pictures:
+    """Where pictures lie: which row of which part file."""
+
+    def __init__(self, parts: Mapping[str, pa.Table] | None = None) -> None:
+        self.parts = set(parts or ())
+        self.places: dict[str, Sequence[tuple[int, int] | None] | None] = {}
+        self._paths = list(parts or ())
+        tables = list((parts or {}).values())
+        self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        empty = SCHEMAS["images"].empty_table().select(["image_id", "status"])
+        rows = pa.concat_tables([empty, *tables])
+        self._rows = np.flatnonzero(pc.equal(rows["status"], "ok").to_numpy())
+        self._index = Index(keys(rows["image_id"].take(pa.array(self._rows))))
+
+    def has_all(self, image_ids: Set[str]) -> bool:
+        """Whether all of some pictures are known."""
+        return all(self._index.row(key(image_id)) is not None for image_id in image_ids)
+
+    def place(self, image_id: str) -> tuple[str, int]:
+        """Part file and row of a picture. Raises KeyError."""
+        found = self._index.row(key(image_id))
+        if found is None:
+            raise KeyError(image_id)
+        row = int(self._rows[found])
+        part = int(np.searchsorted(self._starts, row, "right")) - 1
+        return self._paths[part], row - int(self._starts[part])
+
+    def order(self, image_ids: Set[str]) -> list[str]:
+        """Those of some pictures that are known, as they lie."""
+        rows = {image_id: self._index.row(key(image_id)) for image_id in image_ids}
+        there = [image_id for image_id, row in rows.items() if row is not None]
+        return sorted(there, key=lambda image_id: self.place(image_id))
+
+
+_FORMAT = ds.ParquetFileFormat()
+
+
+def _dataset(table: str, parts: Mapping[str, ds.ParquetFileFragment]) -> ds.Dataset:
+    if not parts:
+        return ds.dataset(SCHEMAS[table].empty_table())
+    fragments = list(parts.values())
+    return ds.FileSystemDataset(fragments, SCHEMAS[table], _FORMAT, fragments[0].filesystem)
+
+
+def _each(parts: Mapping[str, ds.ParquetFileFragment], columns: Sequence[str]) -> dict[str, pa.Table]:
+    """Columns of `images`, part by part."""
+    return {path: _dataset("images", {path: part}).to_table(list(columns)) for path, part in parts.items()}
+
+
+def _moment(path: str) -> str:
+    """The nanosecond in a part file's name, by which the parts are ordered."""
+    return path.rpartition("/")[2].split("-")[1]
+
+
+@cache  # which names a file once, however many readers meet it
+def _name(path: str, why: str) -> None:
+    _log.warning(_sentence(path, why))
+
+
+def _sentence(path: str, why: str) -> str:
+    return f"{path} {why}; it is skipped, and `latentsweep catalog repair` moves it out of the way"
+
+
+def _write_aside(content: pa.Buffer, folder: Path, name: str) -> None:
+    """Write under a hidden name, fsync, rename, fsync the folder: a reader never sees half a file."""
+    aside = folder / f".{name}.tmp"
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(folder / name)
+    except OSError as error:  # which names a file only where it was opened or renamed
+        error.filename = error.filename or str(folder)
+        raise
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,247 @@
+"""A catalog's upkeep: check it, merge its small part files, put damage aside, free what no study uses.
+
+Each step first writes what is to be kept as new part files and then removes the old ones, so that whatever is
+killed in between leaves rows twice, never none; who reads sees one of them.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orchestrator.catalog.frames import distinct
+from orchestrator.catalog.ids import firsts, keys
+from orchestrator.catalog.schema import SCHEMAS
+from orchestrator.catalog.tables import Tables
+
+TARGET_BYTES = 128 * 2**20
+"""Of a merged part file: large enough for a million pictures in 2,000 files, small enough to merge in memory."""
+
+LEFTOVER_SECONDS = 3600.0
+"""After which a half-written file is of a run that was killed, not of one that is writing."""
+
+
+@dataclass
+class Health:
+    """What a check found. `parts`, `rows` and `size` (bytes) are by table; the lists name what is wrong."""
+
+    parts: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    size: dict[str, int] = field(default_factory=dict)
+    twice: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # part file → image_ids of pictures that changed
+    leftovers: list[str] = field(default_factory=list)
+    without_picture: int = 0
+    mergeable: int = 0
+
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing is wrong; rows that are there twice and small part files are not."""
+        return not (self.unreadable or self.wrong or self.without_picture)
+
+    @property
+    def summary(self) -> list[tuple[str, str]]:
+        """The findings as labelled sentences."""
+        said = []
+        for table, rows in self.rows.items():
+            twice = f", of which {self.twice[table]:,} twice" if self.twice[table] else ""
+            size = self.size[table] / 1e6
+            said.append((table, f"{rows:,} rows{twice} in {self.parts[table]:,} part files, {size:,.1f} MB"))
+        said += [("unreadable", f"{path} {why}") for path, why in self.unreadable.items()]
+        for path, image_ids in self.wrong.items():
+            said.append(
+                ("changed", f"{path}: {len(image_ids)} pictures are not what was stored, as {image_ids[0]}")
+            )
+        if self.without_picture:
+            said.append(
+                (
+                    "missing",
+                    f"{self.without_picture} scored instances have no picture; `latentsweep run` makes them",
+                )
+            )
+        if self.leftovers:
+            said.append(("leftovers", f"{len(self.leftovers)} half-written files of runs that were killed"))
+        if self.mergeable:
+            said.append(
+                ("advice", f"`latentsweep catalog compact` would merge {self.mergeable:,} small part files")
+            )
+        damage = self.unreadable or self.wrong
+        verdict = "`latentsweep catalog repair` puts the damage aside" if damage else "nothing is damaged"
+        return [*said, ("verdict", verdict)]
+
+
+def check(tables: Tables) -> Health:
+    """Read everything, every picture included, and say what is wrong. Changes nothing."""
+    health = Health()
+    for table in SCHEMAS:
+        columns = None if table != "images" else [n for n in SCHEMAS[table].names if n != "image"]
+        rows = tables.read(table, columns)
+        parts, sizes = tables.parts(table), tables.sizes(table)
+        health.parts[table], health.rows[table] = len(parts), rows.num_rows
+        health.size[table] = sum(sizes[path] for path in parts)
+        health.twice[table] = rows.num_rows - len(_first_rows(table, rows))
+        health.leftovers += [
+            path for path in sizes if _is_leftover(path) and tables.age(path) > LEFTOVER_SECONDS
+        ]
+        health.mergeable += sum(len(group) for group in _groups(tables, table))
+    for path in tables.parts("images"):
+        wrong = [image_id for image_id, good in _pictures_of(tables, path) if not good]
+        if wrong:
+            health.wrong[path] = wrong
+    health.unreadable = dict(tables.skipped)
+    health.without_picture = _without_picture(tables)
+    return health
+
+
+def _without_picture(tables: Tables) -> int:
+    """How many scored instances name a picture that is not there."""
+    scored = tables.read("trials", ["image_id"], pc.field("state") == "scored")["image_id"].unique()
+    there = tables.read("images", ["image_id"], pc.field("status") == "ok")["image_id"].unique()
+    return len(scored.filter(pc.invert(pc.is_in(scored, there))))
+
+
+def _pictures_of(tables: Tables, path: str) -> Iterator[tuple[str, bool]]:
+    """Each picture of a part file, and whether it is what was stored."""
+    for item in tables.read_part("images", path, ["image_id", "image", "sha256"]).to_pylist():
+        image = item["image"] and item["image"]["bytes"]
+        if image is not None:
+            yield item["image_id"], _is_whole(image, item["sha256"])
+
+
+def _is_whole(picture: bytes, sha256: str | None) -> bool:
+    if sha256 is not None:
+        return hashlib.sha256(picture).hexdigest() == sha256
+    from workers.png import decode_png  # of schema 1, which has no hash
+
+    try:
+        decode_png(picture)
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return True
+
+
+def compact(tables: Tables, target: int = TARGET_BYTES) -> dict[str, tuple[int, int, int]]:
+    """Merge runs of small part files, of rows that are there twice keeping one; table → (files, into, bytes).
+
+    Others may write and read meanwhile, and compact too.
+    """
+    done: dict[str, tuple[int, int, int]] = {}
+    for table in SCHEMAS:
+        files = into = size = 0
+        for group in _groups(tables, table, target):
+            try:
+                rows = pa.concat_tables([tables.read_part(table, path) for path in group])
+            except FileNotFoundError:
+                continue  # somebody else has merged them
+            kept = distinct(rows) if table == "images" else rows.take(pa.array(_first_rows(table, rows)))
+            tables.write(table, kept, at=group[0])
+            for path in group:
+                tables.remove(path)
+            files, into, size = files + len(group), into + 1, size + rows.nbytes
+        done[table] = files, into, size
+    return done
+
+
+def _groups(tables: Tables, table: str, target: int = TARGET_BYTES) -> list[list[str]]:
+    """Runs of part files that lie beside each other and are together no larger than `target`, of two or more."""
+    sizes = tables.sizes(table)
+    groups: list[list[str]] = []
+    room = 0
+    for path in tables.parts(table):
+        if sizes[path] <= room:
+            groups[-1].append(path)
+            room -= sizes[path]
+        else:
+            groups.append([path])
+            room = target - sizes[path]
+    return [group for group in groups if len(group) > 1]
+
+
+def _first_rows(table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
+    """The rows of a table that say what none before them says."""
+    names = {
+        "images": [],
+        "scores": ["scorer", "text"],
+        "trials": ["study", "trial", "instance", "role", "state", "after", "scorer", "text"],
+    }[table]
+    return firsts(keys(rows["image_id"], *(pc.fill_null(rows[name].cast(pa.string()), "") for name in names)))
+
+
+def repair(tables: Tables) -> list[str]:
+    """Put what is damaged aside, in `damaged/`; a sentence for each thing done. Nothing is deleted but leftovers.
+
+    What was lost that way is made again when its study is run again.
+    """
+    said, health = [], check(tables)
+    for path, why in health.unreadable.items():
+        said.append(f"{path} {why}: moved to {tables.set_aside(path)}")
+    for path, image_ids in health.wrong.items():
+        bad = pa.array(image_ids, pa.string())
+        rows = tables.read_part("images", path)
+        tables.write("images", rows.filter(pc.invert(pc.is_in(rows["image_id"], bad))), at=path)
+        said.append(f"{path}: {len(bad)} pictures had changed: moved to {tables.set_aside(path)}")
+    for path in health.leftovers:
+        tables.remove(path)
+        said.append(f"{path}: half-written by a run that was killed: removed")
+    if health.without_picture:
+        said.append(
+            f"{health.without_picture} scored instances have no picture any more: `latentsweep run` makes them again"
+        )
+    return said
+
+
+def _is_leftover(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.startswith(".part-") and name.endswith(".tmp")
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What a study alone has used: rows of its trials, its images, and their bytes where these are known."""
+
+    trials: int
+    images: Set[str]
+    size: int
+
+
+def of_study_alone(tables: Tables, study: str) -> Freed:
+    """What would be freed with a study: images that no other study's trials name."""
+    rows = tables.read("trials", ["study", "image_id"])
+    mine = pc.equal(rows["study"], study)
+    own, others = rows.filter(mine), rows.filter(pc.invert(mine))
+    ids = own["image_id"].unique()
+    alone = ids.filter(pc.invert(pc.is_in(ids, others["image_id"].unique())))
+    images = tables.read("images", ["image_id", "file_bytes"], pc.field("image_id").isin(alone))
+    return Freed(own.num_rows, set(alone.to_pylist()), pc.sum(images["file_bytes"]).as_py() or 0)
+
+
+def free(tables: Tables, study: str, freed: Freed) -> None:
+    """Remove a study's trials, and before them the images and scores that only it has used."""
+    gone = pa.array(sorted(freed.images), pa.string())
+
+    def used(rows: pa.Table) -> pa.ChunkedArray:
+        return pc.invert(pc.is_in(rows["image_id"], gone))
+
+    _keep(tables, "images", ["image_id"], used)
+    _keep(tables, "scores", ["image_id"], used)
+    _keep(tables, "trials", ["study"], lambda rows: pc.not_equal(rows["study"], study))
+
+
+def _keep(
+    tables: Tables, table: str, columns: Sequence[str], wanted: Callable[[pa.Table], pa.ChunkedArray]
+) -> None:
+    """Leave only the wanted rows of a table, which some columns tell; part files without others stay as they are."""
+    for path in list(tables.parts(table)):
+        mask = wanted(tables.read_part(table, path, columns))
+        if pc.all(mask, skip_nulls=False).as_py():
+            continue
+        if pc.any(mask).as_py():
+            tables.write(table, tables.read_part(table, path).filter(mask), at=path)
+        tables.remove(path)

@@ -1,0 +1,156 @@
+"""One image of the catalog: its settings, the script that draws it, and whether it can be drawn again."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from orchestrator.catalog.schema import SCHEMAS, row_settings, version
+from orchestrator.catalog.tables import Tables
+from orchestrator.report.script import script
+from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder
+from search_spaces.errors import InputError
+from search_spaces.requests import Failed, ImageRequest, Settings, Value
+from search_spaces.study import Study
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image: its row, its complete settings, its scores, who uses it, and the script that draws it again.
+
+    `scores` are rows of the scores table, `uses` of the trials table. `png` is as it is stored, `name` the
+    file name that suits it; both are None where there is no picture.
+    """
+
+    row: Mapping[str, Value]
+    settings: Settings
+    scores: list[dict[str, Value]]
+    uses: list[dict[str, Value]]
+    code: str
+    png: bytes | None
+    name: str | None
+
+
+def show(image_id: str, root: str = DEFAULT_ROOT) -> Shown:
+    """An image, with the plain diffusers script that draws it again; the beginning of an image_id is enough.
+
+    Raises InputError where the root has no such image, or more than one, or none of its studies' folders.
+    """
+    from workers.pipelines.loading import local_folder
+
+    tables = Tables(root)
+    row, pinned, folder = _found(tables, image_id, root)
+    where = pc.field("image_id") == row["image_id"]
+    model = pinned.model
+    settings = _settings(row, pinned)
+    source = str(local_folder(model.location) or model.location)
+    code = script(row, settings, model, source, (folder.path / "inputs").absolute())
+    has_picture = row["status"] == "ok"
+    path = tables.read("images", ["image"], where).to_pylist()[0]["image"] if has_picture else None
+    uses = tables.read("trials", ["study", "trial", "instance", "role"], where)
+    return Shown(
+        row,
+        settings,
+        tables.read("scores", ["scorer", "text", "value"], where).to_pylist(),
+        [dict(use) for use in dict.fromkeys(tuple(use.items()) for use in uses.to_pylist())],
+        code,
+        tables.png(str(row["image_id"])) if has_picture else None,
+        path["path"] if path else None,
+    )
+
+
+def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], Study, StudyFolder]:
+    """An image's row without its picture, and a study that uses it. Raises InputError."""
+    if not re.fullmatch(r"[0-9a-f]{4,32}", image_id):
+        raise InputError(f"{image_id!r} is not an image_id: 4 to 32 digits from 0 to f, as in the catalog")
+    begins = pc.starts_with(pc.field("image_id"), pattern=image_id)
+    names = [name for name in SCHEMAS["images"].names if name != "image"]
+    rows = tables.read("images", names, begins).to_pylist()
+    ids = sorted({row["image_id"] for row in rows})
+    if len(ids) != 1:
+        problem = f"{len(ids)} images begin with it; give more digits" if ids else f"{root} holds none"
+        raise InputError(f"image {image_id}: {problem}")
+    uses = tables.read("trials", ["study"], pc.field("image_id") == ids[0])
+    studies = sorted(set(uses["study"].to_pylist()))
+    for name in studies:
+        folder = StudyFolder(root, name)
+        pinned = folder.pinned()
+        if pinned is not None:
+            return min(rows, key=lambda row: row["status"] != "ok"), pinned, folder
+    raise InputError(
+        f"image {ids[0]}: the folder of its study ({', '.join(studies)}) is gone from {root}/studies"
+    )
+
+
+def _settings(row: Mapping[str, Value], pinned: Study) -> dict[str, Value]:
+    model = pinned.model
+    return row_settings(row, [*model.keywords, *model.scheduler_kinds, "scheduler"])
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """An image drawn again: the largest difference of a channel from the stored one, 0 to 255; and where it lies.
+
+    `differing` is the share of pixels that differ at all; `device` is this machine's, `drawn_on` the row's.
+    """
+
+    image_id: str
+    largest: int
+    differing: float
+    device: str
+    drawn_on: str
+    picture: bytes
+
+
+def reproduce(image_id: str, root: str = DEFAULT_ROOT) -> Reproduced:
+    """Draw an image again on this machine and compare it with the stored one.
+
+    Raises InputError where there is no such image, where it has no picture, and where it cannot be drawn.
+    """
+    from orchestrator import wiring
+    from workers.device import device_name
+    from workers.png import decode_png, encode_png
+
+    tables = Tables(root)
+    row, pinned, folder = _found(tables, image_id, root)
+    whole = str(row["image_id"])
+    if row["status"] != "ok":
+        raise InputError(f"image {whole} has no picture: {row['reason']}")
+    if row["diffusers"] != version("diffusers"):
+        raise InputError(
+            f"image {whole} was drawn with diffusers {row['diffusers']}, and this is "
+            f"{version('diffusers')}: install that version to draw it again"
+        )
+    request = ImageRequest(
+        whole,
+        _settings(row, pinned),
+        str(row["prompt"]),
+        int(str(row["seed"])),
+        None if row["input_image"] is None else str(row["input_image"]),
+        None if row["input_mask"] is None else str(row["input_mask"]),
+        "",
+    )
+    inputs = {}
+    for name in filter(None, (request.image, request.mask)):
+        path = folder.path / "inputs" / f"{name}.png"
+        if not path.is_file():
+            raise InputError(f"image {whole}: its input {path} is gone")
+        inputs[name] = decode_png(path.read_bytes())
+    drawn = wiring.draw(pinned, inputs, request)
+    if isinstance(drawn, Failed):
+        raise InputError(f"image {whole} cannot be drawn again: {drawn.reason}")
+    stored = np.asarray(decode_png(tables.png(whole)).convert("RGB"), np.int16)
+    again = np.asarray(drawn.convert("RGB"), np.int16)
+    if stored.shape != again.shape:
+        raise InputError(f"image {whole}: drawn again it has {again.shape[1]}×{again.shape[0]} pixels")
+    apart = np.abs(stored - again)
+    return Reproduced(
+        whole,
+        int(apart.max()),
+        float((apart.max(axis=2) > 0).mean()),
+        device_name(),
+        str(row["device"]),
+        encode_png(drawn, request),
+    )

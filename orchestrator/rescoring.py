@@ -1,0 +1,106 @@
+"""Stored images scored again, by another model or against another text, without drawing any."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+
+import pyarrow.compute as pc
+
+from orchestrator.catalog.frames import joined
+from orchestrator.catalog.parquet import Scores
+from orchestrator.catalog.tables import Tables
+from orchestrator.pool import Done, PngPicture, Pool
+from search_spaces.requests import Failed, ImageRequest, Scored
+from search_spaces.study import Study
+
+FLUSH_ROWS = 256
+WAIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """How many images have been scored anew, had the score already, or could not be scored; and by what."""
+
+    scorer: str
+    scored: int
+    known: int
+    failed: Sequence[str]
+    stopped: bool
+    mean: float | None
+
+
+def rescore(
+    tables: Tables,
+    study: Study,
+    pool: Pool,
+    text: str | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Rescored:
+    """Score a study's pictures by its `scorer`, which may be another than it was run with.
+
+    `text` is by default what each was judged against. What has been scored is durable every few hundred images,
+    and is not scored again.
+    """
+    rows = joined(tables, study.name, pictures=False)
+    rows = rows.filter(pc.equal(rows["status"], "ok"))
+    wanted = dict.fromkeys(
+        (row["image_id"], text or row["text"]) for row in rows.select(["image_id", "text"]).to_pylist()
+    )
+    scores = Scores(tables, {study.scorer.id})
+    missing = [pair for pair in wanted if scores.of(study.scorer.id, *pair) is None]
+    failed: list[str] = []
+    values: list[float] = []
+    unsaved: list[Done] = []
+
+    def save() -> None:
+        now = datetime.now(UTC)
+        told = [
+            {
+                "image_id": done.request.image_id,
+                "scorer": study.scorer.id,
+                "text": done.request.score_text,
+                "value": done.outcome.scores[study.objective],
+                "time": now,
+            }
+            for done in unsaved
+            if isinstance(done.outcome, Scored)
+        ]
+        tables.append("scores", told)
+        unsaved.clear()
+
+    for turn in _turns(missing):
+        waiting = iter(turn)
+        while True:
+            for image_id, score_text in islice(waiting, 0 if stopping() else pool.free):
+                request = ImageRequest(image_id, {}, "", 0, None, None, score_text)
+                pool.score([(request, PngPicture(tables.png(image_id)))])
+            if not pool.outstanding:
+                break
+            for done in pool.next_done(WAIT_SECONDS):
+                if isinstance(done.outcome, Scored):
+                    values.append(done.outcome.scores[study.objective])
+                    unsaved.append(done)
+                elif isinstance(done.outcome, Failed):
+                    failed.append(f"{done.request.image_id}: {done.outcome.reason}")
+            if len(unsaved) >= FLUSH_ROWS:
+                save()
+    save()
+    known = len(wanted) - len(missing)
+    scored = len(values)
+    values += [value for pair in wanted if (value := scores.of(study.scorer.id, *pair)) is not None]
+    mean = sum(values) / len(values) if values and not failed else None
+    return Rescored(study.scorer.id, scored, known, failed, stopping(), mean)
+
+
+def _turns(pairs: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Pairs of image and text in turns that have each image once, since a pool knows a picture by its image_id."""
+    turns: list[list[tuple[str, str]]] = []
+    had: Counter[str] = Counter()
+    for image_id, text in pairs:
+        if had[image_id] == len(turns):
+            turns.append([])
+        turns[had[image_id]].append((image_id, text))
+        had[image_id] += 1
+    return turns

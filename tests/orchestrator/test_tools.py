@@ -1,0 +1,300 @@
+"""What one does with a catalog: list, compare, export, score again, remove; others' libraries read it."""
+
+import io
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from orchestrator import api, cli
+from orchestrator.catalog.expressions import condition
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.tables import Tables
+from orchestrator.pool import InProcessPool
+from orchestrator.rescoring import rescore
+from orchestrator.study_folder import StudyFolder
+from orchestrator.sweep import Progress, sweep
+from orchestrator.tracking import NullTracker
+from search_spaces.errors import InputError
+from search_spaces.study import Study
+from tests.orchestrator.studies import fake_worker, grid, small_study
+from workers.pipelines.fake import FakePipeline
+from workers.worker import Worker
+
+OLD = small_study("old")
+NEW = small_study("new", guidance=(0.5, 3, 9))
+
+
+def run(root: Path, study: Study) -> Progress:
+    StudyFolder(str(root), study.name).pin(study, "study: " + study.name, {})
+    tables = Tables(root)
+    strategy = grid(study, past_trials(tables, study.name))
+    catalog = ParquetCatalog(tables, study)
+    return sweep(study, strategy, InProcessPool(fake_worker(4), 4), catalog, NullTracker())
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Two studies that share some of their settings and all of their instances."""
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "runs", OLD)
+    run(tmp_path / "runs", NEW)
+    return "runs"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert cli.main(arguments) == code
+    out, err = capsys.readouterr()
+    assert code == 2 or err == "", err
+    return out + err
+
+
+def test_ls(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, "ls")
+    lines = out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["new", "old"]
+    assert "old: 5 trials, 15 images" in lines[1]
+    assert "best clip_score" in lines[1]
+    with StudyFolder(root, "old").locked():
+        assert "being run by process" in said(capsys, "ls")
+    assert said(capsys, "ls", "--root", "elsewhere") == "studies: none under elsewhere\n"
+
+
+def test_reused_images_are_told_with_their_study(root: str) -> None:
+    third = small_study("third", guidance=(3, 7))
+    tables = Tables(root)
+    catalog = ParquetCatalog(tables, third)
+    sweep(third, grid(third), InProcessPool(fake_worker(4), 4), catalog, NullTracker())
+    assert api._reused(tables, catalog.reused, "third") == ["6 images were there already: 6 from old"]
+    assert api._reused(tables, set(), "third") == []
+
+
+def test_rm_frees_what_no_other_study_uses(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = api.frame("new", root).to_pylist()
+    assert "say --yes where nobody can be asked" in said(capsys, "rm", "old", code=2)
+    assert "there is no study 'odl'" in said(capsys, "rm", "odl", "--yes", code=2)
+    with StudyFolder(root, "new").locked():
+        assert "new is being run by process" in said(capsys, "rm", "old", "--yes", code=2)
+    assert api.removal("old", root).trials == 15
+    out = said(capsys, "rm", "old", "--yes")
+    assert "removed: old: 15 rows of trials, its folder, and 6 images" in out
+    assert api.frame("new", root).to_pylist() == before
+    assert not StudyFolder(root, "old").path.exists()
+    with pytest.raises(InputError, match="there is no study 'old'"):
+        api.results("old", root)
+    assert api.check(root).is_well
+
+
+def test_diff(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, "diff", "old", "new")
+    assert "guidance_scale: one of 0.5, 1, 3, 5 → one of 0.5, 3, 9" in out
+    assert "instances: 3 shared" in out
+    assert "same settings: +0 ± 0 over 3 shared instances, new − old, over 3 settings" in out
+    assert "best − best: " in out
+    assert "there is no study 'odl'" in said(capsys, "diff", "odl", "new", code=2)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("guidance_scale >= 3", 12),
+        ("guidance_scale == 3 and negative_prompt == 'cartoon'", 3),
+        ("3 < guidance_scale <= 5 or guidance_scale < 1", 9),
+        ("guidance_scale not in [3, 5]", 3),
+        ("negative_prompt in ['cartoon'] and not seed == 0", 4),
+        ("value * 2 > -1 and reason is None", 15),
+        ("negative_prompt != None", 15),
+        ("time is not None and seed + 1 == 2", 5),
+    ],
+)
+def test_conditions(root: str, where: str, expected: int, capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, "export", "old", "--to", "csv", "out.csv", "--where", where)
+    assert f"export: {expected} rows of old" in out
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("guidence_scale > 3", "there is no column 'guidence_scale'; did you mean 'guidance_scale'?"),
+        ("guidance_scale > ", "cannot be read"),
+        ("__import__('os').system('touch hacked')", "is neither a column nor a value"),
+        ("(lambda: 1)()", "is neither a column nor a value"),
+        ("guidance_scale.__class__ == 1", "is neither a column nor a value"),
+        ("seed == 'x'", "--where \"seed == 'x'\""),
+        ("guidance_scale in 3", "3 is no list"),
+        ("guidance_scale is 3", "is no comparison of values"),
+        ("seed", "does not suit the columns"),
+        ("guidance_scale > 1000", "no row of old is left"),
+        ("image is None", "there is no column 'image'"),
+    ],
+)
+def test_conditions_that_cannot_be(
+    root: str, where: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = said(capsys, "export", "old", "--to", "csv", "out.csv", "--where", where, code=2)
+    assert words in out
+    assert not Path("hacked").exists()
+    assert not Path("out.csv").exists()
+
+
+@given(st.text(max_size=40))
+def test_no_text_does_more_than_fail(text: str) -> None:
+    with (
+        warnings.catch_warnings(action="ignore"),
+        suppress(InputError),
+    ):  # the warnings are Python's, of odd literals
+        condition(text, ["value", "seed"])
+
+
+def pixels(picture: bytes) -> object:
+    return Image.open(io.BytesIO(picture)).getpixel((0, 0))
+
+
+def test_a_folder_of_pictures_with_their_json(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, "export", "old", "--to", "folder", "--top", "4")
+    assert "4 pictures of old, each with its JSON, in old-pictures" in out
+    pictures = sorted(Path("old-pictures").glob("*.png"))
+    values = []
+    for path in pictures:
+        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        assert told["image_id"] == path.stem
+        assert pixels(path.read_bytes()) == tuple(bytes.fromhex(path.stem[:6]))
+        values += [trial["value"] for trial in told["trials"]]
+    every = sorted(api.frame("old", root, pictures=False)["value"].to_pylist(), reverse=True)
+    assert sorted(values, reverse=True) == every[:4]
+    assert "old-pictures exists already" in said(capsys, "export", "old", "--to", "folder", code=2)
+    assert "did you mean 'parquet'" in said(capsys, "export", "old", "--to", "parket", code=2)
+    assert "there is no study 'odl'" in said(capsys, "export", "odl", "--to", "csv", code=2)
+    assert "needs a storage" in said(capsys, "export", "old", "--to", "optuna", code=2)
+
+
+def test_csv_is_read_by_pandas(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "export", "old", "--to", "csv")
+    frame = pd.read_csv("old.csv")
+    whole = api.frame("old", root, pictures=False).to_pandas()
+    assert list(frame["image_id"]) == list(whole["image_id"])
+    assert frame["value"].to_list() == pytest.approx(whole["value"].to_list())
+
+
+def colours_match(rows: Sequence[tuple[str, bytes]]) -> bool:
+    return bool(rows) and all(pixels(png) == tuple(bytes.fromhex(image_id[:6])) for image_id, png in rows)
+
+
+def test_parquet_is_read_by_polars_pandas_and_duckdb(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "export", "old", "--to", "parquet", "--where", "guidance_scale > 1")
+    polars = pl.read_parquet("old.parquet")
+    assert polars.height == 12
+    assert colours_match([(row["image_id"], row["image"]["bytes"]) for row in polars.iter_rows(named=True)])
+    frame = pd.read_parquet("old.parquet")
+    assert colours_match(
+        [(i, image["bytes"]) for i, image in zip(frame["image_id"], frame["image"], strict=True)]
+    )
+    rows = duckdb.sql("select image_id, image.bytes from 'old.parquet' where guidance_scale = 3").fetchall()
+    assert len(rows) == 6
+    assert colours_match(rows)
+
+
+def test_polars_reads_the_catalog_itself(root: str) -> None:
+    images = pl.scan_parquet(f"{root}/catalog/images/*.parquet")
+    scores = pl.scan_parquet(f"{root}/catalog/scores/*.parquet")
+    best = (
+        images.join(scores, on="image_id").sort("value", descending=True).select("image_id", "image").head(3)
+    )
+    found = best.collect()
+    assert colours_match([(row["image_id"], row["image"]["bytes"]) for row in found.iter_rows(named=True)])
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
+def test_datasets_shows_the_pictures(
+    root: str, capsys: pytest.CaptureFixture[str], offline: None, tmp_path: Path
+) -> None:
+    import datasets
+
+    said(capsys, "export", "old", "--to", "hf")
+    assert "data/train-*" in Path("old-dataset/README.md").read_text(encoding="utf-8")
+    loaded = datasets.load_dataset("old-dataset", split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == 15
+    for row in loaded:
+        assert isinstance(row["image"], Image.Image)
+        assert row["image"].getpixel((0, 0)) == tuple(bytes.fromhex(row["image_id"][:6]))
+    files = [str(path) for path in sorted(Path(root, "catalog", "images").glob("*.parquet"))]
+    itself = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert isinstance(itself[0]["image"], Image.Image)
+
+
+class Darkness:
+    """A scorer that prefers what the other does not."""
+
+    def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
+        return [
+            255.0 - float(sum(image.convert("L").tobytes())) / (image.width * image.height)
+            for image in images
+        ]
+
+    def notes(self, texts: Sequence[str]) -> Sequence[str]:
+        return []
+
+
+def test_stored_images_are_scored_again_and_a_study_then_finds_the_scores(root: str) -> None:
+    other = OLD.scorer.model_copy(update={"model": "darkness"})
+    rescored = OLD.model_copy(update={"scorer": other})
+    pipeline = FakePipeline()
+    pool = InProcessPool(Worker(pipeline, {"clip_score": Darkness()}, "fake"), 4)
+    found = rescore(Tables(root), rescored, pool)
+    assert (found.scored, found.known, found.failed) == (15, 0, [])
+    assert rescore(Tables(root), rescored, pool).known == 15
+    assert rescore(Tables(root), rescored, pool, text="a dark picture").scored == 15
+    assert pipeline.made == []
+    named = small_study("named").model_copy(update={"scorer": other})
+    progress = run(Path(root), named)
+    assert (progress.generated, progress.reused) == (0, 15)
+    dark = api.frame("named", root, pictures=False).to_pandas().set_index("image_id")["value"]
+    light = api.frame("old", root, pictures=False).to_pandas().set_index("image_id")["value"]
+    assert (dark + light - 255).abs().max() < 1.5
+
+
+def test_an_image_with_several_texts_is_scored_for_each(root: str) -> None:
+    twice = OLD.model_copy(
+        update={
+            "inputs": (OLD.inputs[0], OLD.inputs[0].model_copy(update={"score_text": "another"})),
+            "name": "two",
+        }
+    )
+    run(Path(root), twice)
+    other = twice.model_copy(update={"scorer": OLD.scorer.model_copy(update={"model": "darkness"})})
+    pool = InProcessPool(Worker(FakePipeline(), {"clip_score": Darkness()}, "fake"), 4)
+    assert rescore(Tables(root), other, pool).scored == 30
+
+
+def test_the_catalog_command(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "verdict: nothing is damaged" in said(capsys, "catalog", "check")
+    assert "images: " in said(capsys, "catalog", "compact")
+    assert "repair: nothing was damaged" in said(capsys, "catalog", "repair")
+    part = next(Path(root, "catalog", "images").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:50])
+    cli.main(["catalog", "check"])
+    out = capsys.readouterr().out
+    assert f"unreadable: {part.absolute()} is truncated" in out
+    assert "`latentsweep catalog repair` puts the damage aside" in out
+    cli.main(["catalog", "repair"])
+    assert "moved to" in capsys.readouterr().out
+    assert run(Path(root), OLD).generated == 15
+    assert api.check(root).wrong == {}
