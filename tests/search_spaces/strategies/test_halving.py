@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from search_spaces.strategies.halving import (
     PILOTS,
     WORTH_A_PILOT,
     Halving,
+    Race,
+    Rung,
     line,
     look_after,
     pictures,
@@ -298,6 +301,49 @@ def test_lost_instances_cost_a_setting_nothing() -> None:
     judged = {a.instance for a in course.dealt if a.trial.settings["value"] == 39}
     assert judged == set(range(8)), "it stays in the race"
     assert 39 not in course.complete(8), "but has no mean over what is left"
+
+
+def test_a_lost_instance_counts_as_neither_easy_nor_hard() -> None:
+    """Instance 1 gives 100 points more than instance 0: who lacks one is compared on the other alone."""
+    trials = Trials(ANYTHING, "score")
+    entrants = list(trials.candidates(space(value=list(range(6))).lattice()))
+    race = Race(trials, entrants, [Rung(2), Rung(4)], keep=0.5)
+    outcomes: dict[tuple[int, int], Outcome] = {
+        (number, instance): Scored({"score": 100.0 * instance + number})
+        for number in range(6)
+        for instance in range(2)
+    }
+    outcomes[0, 0] = outcomes[5, 1] = Failed(
+        "lost", "a machine went away"
+    )  # the worst on the hard, the best on the easy
+    assert {(a.trial.number, a.instance) for a in race.ask(99)} == set(outcomes)
+    trials.take([Report(*pair, outcome) for pair, outcome in outcomes.items()])
+    assert sorted(race.report(outcomes)) == [0, 1, 2]
+    assert {a.trial.number for a in race.ask(99)} == {3, 4, 5}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_stays_is_decided_by_the_mean_difference_from_what_instances_gave_to_all(seed: int) -> None:
+    chance = random.Random(seed)
+    trials = Trials(ANYTHING, "score")
+    entrants = list(trials.candidates(space(value=list(range(12))).lattice()))
+    race = Race(trials, entrants, [Rung(4), Rung(8)], keep=0.5)
+    race.ask(99)
+    table = {(n, i): chance.gauss(30 * i, 10 + 10 * i) for n in range(12) for i in range(4)}
+    scored = {pair: score for pair, score in table.items() if chance.random() < 0.7}
+    told = [
+        Report(*p, Scored({"score": scored[p]}) if p in scored else Failed("lost", "gone")) for p in table
+    ]
+    levels = [
+        statistics.fmean(score for (_, i), score in scored.items() if i == instance) for instance in range(4)
+    ]
+    gains = {n: [score - levels[i] for (m, i), score in scored.items() if m == n] for n in range(12)}
+    means = {n: statistics.fmean(gain) for n, gain in gains.items() if gain}
+    best = sorted(means, key=lambda n: -means[n])[: max(3, math.ceil(len(means) / 2))]
+    trials.take(told)
+    assert sorted(race.report(table)) == sorted(means.keys() - set(best)), (
+        "whom machines lost all of stays too"
+    )
 
 
 def test_equal_settings_end_in_a_tie_and_not_for_ever() -> None:
