@@ -19,7 +19,7 @@ from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
 from orchestrator.wiring import make_strategy, make_validation
-from search_spaces.requests import Failed, Looked, Scored
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored
 from search_spaces.strategies import Report
 from search_spaces.strategies.grid import Grid
 from search_spaces.study import Study
@@ -277,8 +277,8 @@ def test_a_result_that_nobody_waits_for_any_more_is_kept() -> None:
 
 def test_notes_are_told_once() -> None:
     class Noted(BrightnessScorer):
-        def notes(self, texts: Sequence[str]) -> Sequence[str]:
-            return ["the text is long"] * len(texts)
+        def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
+            return ["the text is long"] * len(requests)
 
     study, catalog = small_study(), MemoryCatalog()
     worker = Worker(FakePipeline(), {"clip_score": Noted()}, "fake")
