@@ -182,7 +182,7 @@ class Refine(_Staged):
             for instance in range(self._instances)
         ]
         gaps = [one - two for one, two in scores if one is not None and two is not None]
-        return len(gaps) > 1 and not estimate(gaps).above_zero
+        return len(gaps) > 1 and bool(estimate(gaps).includes_zero)
 
 
 def coarse_cells(axes: Mapping[str, Domain], first: Sequence[Settings] = ()) -> Iterable[Settings]:

@@ -95,7 +95,7 @@ def test_the_scores_are_those_of_the_stored_pictures(finished: Finished) -> None
     rows = api.frame("dragon", root).to_pylist()
     scorer = ClipScorer(Path(wiring.__file__).parents[1] / "workers/toyworld/model/clip")
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
-    again = scorer.score(pictures, ["a realistic green dragon"] * len(rows))
+    again = scorer.against(pictures, ["a realistic green dragon"] * len(rows))
     assert again == pytest.approx([row["value"] for row in rows], abs=0.01)
 
 

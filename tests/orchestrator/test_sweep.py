@@ -278,8 +278,8 @@ def test_a_result_that_nobody_waits_for_any_more_is_kept() -> None:
 
 def test_notes_are_told_once() -> None:
     class Noted(BrightnessScorer):
-        def notes(self, texts: Sequence[str]) -> Sequence[str]:
-            return ["the text is long"] * len(texts)
+        def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
+            return ["the text is long"] * len(requests)
 
     study, catalog = small_study(), MemoryCatalog()
     worker = Worker(FakePipeline(), {"clip_score": Noted()}, "fake")
