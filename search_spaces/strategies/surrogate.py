@@ -78,7 +78,7 @@ class Surrogate:
         self._scale = scale
         self._fit(known)
         covariance = _Covariance(known, self._distances(known.settings, known.settings))
-        root = np.linalg.cholesky(LEVEL + sum(covariance.parts(self._logs)))
+        root: Floats = np.linalg.cholesky(LEVEL + sum(covariance.parts(self._logs)))
         self.foretells = _foretold(root, known.scores)
         seen = solve_triangular(root, self._alike(known.settings, of), lower=True)
         mean = seen.T @ solve_triangular(root, known.scores, lower=True)
@@ -120,7 +120,8 @@ class Surrogate:
         names = len(self._ordered)
         alike = matern(self._distances(first, second), np.exp(self._logs[:names]))
         f, h = np.exp(2 * self._logs[names + 1 : names + 3])
-        return LEVEL + f * alike + h * (first[:, None] == second)
+        found: Floats = LEVEL + f * alike + h * (first[:, None] == second)
+        return found
 
 
 LEVEL = 1.0

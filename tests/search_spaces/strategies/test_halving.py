@@ -259,16 +259,13 @@ class Rugged(World):
 
 
 def test_where_neighbours_tell_nothing_every_setting_has_its_turn() -> None:
-    ranks = []
     for seed in (1, 3):  # in which a surrogate alone would leave out many
         world = Rugged(90, seed)
         course = Course(world, world.race(16), seed).run()
         assert len({a.trial.number for a in course.dealt}) == 90
         assert len(course.dealt) <= pictures(90, 16)
         complete = course.complete(16)
-        ranks.append(world.rank(max(complete, key=lambda value: complete[value])))
-    assert sum(rank == 0 for rank in ranks) >= 3
-    assert max(ranks) <= 2
+        assert world.rank(max(complete, key=lambda value: complete[value])) == 0
 
 
 def test_where_neighbours_are_alike_scouts_tell_of_most() -> None:
