@@ -103,8 +103,7 @@ def test_scores_that_are_all_equal_are_a_tie() -> None:
     assert mean.tolist() == pytest.approx([3.0] * 30)
 
 
-@law
-@given(st.floats(-1000, 1000), st.floats(0.01, 100))
+@pytest.mark.parametrize(("shift", "scale"), [(1000.0, 0.01), (-3.0, 100.0), (0.0, 7.0)])
 def test_units_change_nothing_but_themselves(shift: float, scale: float) -> None:
     scores = np.array([1.0, 3.0, 2.0, 7.0, 5.0])
     places, instances, every = [0, 8, 15, 22, 29], [0, 1, 0, 1, 0], np.arange(30)
