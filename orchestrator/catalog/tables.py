@@ -435,7 +435,8 @@ def _write_aside(content: pa.Buffer, folder: Path, name: str) -> None:
             os.fsync(file.fileno())
         aside.rename(folder / name)
     except OSError as error:  # which names a file only where it was opened or renamed
-        error.filename = error.filename or str(folder)
+        if error.errno is not None and error.filename is None:
+            error.filename = str(folder)
         raise
     finally:
         with suppress(OSError):
