@@ -78,7 +78,7 @@ class Surrogate:
         self._scale = scale
         self._fit(known)
         covariance = _Covariance(known, self._distances(known.settings, known.settings))
-        root: Floats = np.linalg.cholesky(LEVEL + sum(covariance.parts(self._logs)))
+        root = np.asarray(np.linalg.cholesky(LEVEL + sum(covariance.parts(self._logs))), np.float64)
         self.foretells = _foretold(root, known.scores)
         seen = solve_triangular(root, self._alike(known.settings, of), lower=True)
         mean = seen.T @ solve_triangular(root, known.scores, lower=True)
