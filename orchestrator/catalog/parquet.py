@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from orchestrator.catalog import Judged, Unscored
 from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS, image_row, score_rows, trial_row
 from orchestrator.pool import Done, PngPicture
+from search_spaces.models import PIXEL_SCORERS
 from search_spaces.objectives import GPU_SECONDS
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from search_spaces.strategies import PastTrial
@@ -118,12 +119,7 @@ class ParquetCatalog:
             row["image_id"]: row["reason"] if row["status"] == "infeasible" else None for row in rows
         }
         self._seconds = {row["image_id"]: row["seconds_generate"] for row in rows} if study.measures else {}
-        scores = tables.read(
-            "scores", ["image_id", "text", "value"], pc.field("scorer") == study.scorer.id
-        ).to_pylist()
-        self._scores: dict[tuple[str, str], float] = {
-            (row["image_id"], row["text"]): row["value"] for row in scores
-        }
+        self._scores = score_values(tables, {scorer.id for scorer in study.scorers.values()})
 
     @property
     def image_ids(self) -> Set[str]:
@@ -137,10 +133,14 @@ class ParquetCatalog:
         reason = self._images[request.image_id]
         if reason is not None:
             return Failed("infeasible", reason)
-        value = self._scores.get((request.image_id, request.score_text))
         seconds = self._seconds.get(request.image_id, 0.0)
-        if value is not None:
-            return Scored({self._study.objective: value, **dict.fromkeys(self._study.measures, seconds)})
+        scores = {GPU_SECONDS: seconds} if GPU_SECONDS in self._study.measures else {}
+        for name, scorer in self._study.scorers.items():
+            value = self._scores.get((scorer.id, request.image_id, scorer.text_of(request)))
+            if value is not None:
+                scores[name] = value
+        if scores.keys() >= self._study.scorers.keys():
+            return Scored(scores)
         return Unscored(PngPicture(self._tables.png(request.image_id)), seconds)
 
     def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
@@ -152,17 +152,20 @@ class ParquetCatalog:
             "images",
             [image_row(item, self._study, item.picture.png() if item.picture else None) for item in images],
         )
-        self._tables.append("scores", [row for item in done for row in score_rows(item, self._study)])
+        scores = {_score_key(row): row for item in done for row in score_rows(item, self._study)}
+        new = [row for key, row in scores.items() if key not in self._scores]
+        self._tables.append("scores", new)
         self._tables.append("trials", [trial_row(item, self._study) for item in judged])
         for item in images:
             failed = isinstance(item.outcome, Failed)
             self._images[item.request.image_id] = item.outcome.reason if failed else None  # type: ignore[union-attr]
             if self._study.measures:
                 self._seconds[item.request.image_id] = item.provenance.seconds_generate
-        for item in done:
-            if isinstance(item.outcome, Scored):
-                value = item.outcome.scores[self._study.objective]
-                self._scores[item.request.image_id, item.request.score_text] = value
+        self._scores |= {_score_key(row): float(str(row["value"])) for row in new}
+
+
+def _score_key(row: Mapping[str, object]) -> tuple[str, str, str]:
+    return str(row["scorer"]), str(row["image_id"]), str(row["text"])
 
 
 def _belongs_in_images(item: Done) -> bool:
@@ -172,18 +175,21 @@ def _belongs_in_images(item: Done) -> bool:
     return item.picture is not None
 
 
-def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[PastTrial]:
+def past_trials(
+    tables: Tables, study: str, forget_lost: bool = False, needed: Set[str] = frozenset()
+) -> list[PastTrial]:
     """The trials of a study as the trials table has them, by number, each with what became of its instances.
 
-    Scores have the seconds that the image took beside them. `forget_lost` leaves lost instances out, so that
-    they are tried again.
+    Scores have those of pixel scorers and the seconds that the image took beside them. `forget_lost` leaves lost
+    instances out, so that they are tried again, and so are pictures without a `needed` score.
     """
     columns = ["trial", "instance", "image_id", "role", "strategy", "state", "reason", "settings"]
     columns += ["scorer", "text"]
     rows = tables.read("trials", [*columns, "after", "value"], pc.field("study") == study).to_pylist()
     if not rows:
         return []
-    values = score_values(tables, {row["scorer"] for row in rows})
+    pixels = {each.id: name for name, each in PIXEL_SCORERS.items()}
+    values = score_values(tables, {*pixels, *(row["scorer"] for row in rows)})
     seconds = _seconds(tables, {row["image_id"] for row in rows})
     trials: dict[int, _Found] = {}
     for row in rows:
@@ -198,8 +204,12 @@ def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[P
         elif row["state"] == "scored":
             value = values.get((scorer, row["image_id"], row["text"]))
             if value is not None:
-                took = seconds.get(row["image_id"], 0.0)
-                outcomes[instance] = Scored({scorer_name(scorer): value, GPU_SECONDS: took})
+                scores = {scorer_name(scorer): value, GPU_SECONDS: seconds.get(row["image_id"], 0.0)}
+                for each, name in pixels.items():
+                    if (each, row["image_id"], "") in values:
+                        scores[name] = values[each, row["image_id"], ""]
+                if scores.keys() >= needed:
+                    outcomes[instance] = Scored(scores)
         elif row["state"] == "infeasible":  # which is for good, whatever machines lost before
             outcomes[instance] = Failed("infeasible", row["reason"])
         elif not forget_lost:
