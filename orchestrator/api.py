@@ -96,8 +96,8 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
     """
     resolved = wiring.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
-    past = past_trials(Tables(root), resolved.study.name)
     study = resolved.study
+    past = past_trials(Tables(root), study.name, needed=study.measures)
     return make_plan(study, known, past, root, resolved.warnings, partial(wiring.raced, study))
 
 
@@ -191,7 +191,7 @@ def _sweep(
 ) -> tuple[Progress, str | None]:
     """Run the loop and close the tracker; what was done, and the tracker's closing line."""
     tables = Tables(root)
-    past = past_trials(tables, study.name, forget_lost=retry_failed)
+    past = past_trials(tables, study.name, retry_failed, study.measures)
     found = surveyed(study)
     folder = StudyFolder(root, study.name)
     there = of_this_space(past, study, found)
@@ -249,7 +249,7 @@ def _reused(tables: Tables, image_ids: set[str], study: str) -> list[str]:
 
 def _validation(study: Study, tables: Tables, retry_failed: bool) -> Strategy:
     """What follows the search, from what the catalog has of it by then."""
-    past = past_trials(tables, study.name, forget_lost=retry_failed)
+    past = past_trials(tables, study.name, retry_failed, study.measures)
     return wiring.make_validation(study, of_this_space(past, study, surveyed(study)))
 
 
@@ -304,7 +304,11 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     if isinstance(o, Scored) and i < fresh
                 },
                 {
-                    name: {i: o.scores[name] for i, o in trial.outcomes.items() if isinstance(o, Scored)}
+                    name: {
+                        i: o.scores[name]
+                        for i, o in trial.outcomes.items()
+                        if isinstance(o, Scored) and name in o.scores
+                    }
                     for name in (pinned.measures if pinned else ())
                 },
                 sum(len(looks) for i, looks in trial.looks.items() if i < instances),

@@ -205,8 +205,8 @@ class _Sweep:
         seconds = self._took.pop(done.request.image_id, done.provenance.seconds_generate)
         if not isinstance(done.outcome, Scored):
             return done.outcome
-        made = {GPU_SECONDS: seconds}
-        return Scored({**done.outcome.scores, **{name: made[name] for name in self._study.measures}})
+        made = {GPU_SECONDS: seconds} if GPU_SECONDS in self._study.measures else {}
+        return Scored({**done.outcome.scores, **made})
 
     def _spend(self, done: Done) -> None:
         """Count what a result has cost since the latest look at it, and the rows per second.

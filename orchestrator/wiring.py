@@ -30,6 +30,7 @@ from orchestrator.tracking.comet import (
 from search_spaces import study_file
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.objectives import PRESERVATION
 from search_spaces.requests import Failed, ImageRequest, Scored, Settings, Trial, Value
 from search_spaces.space import Survey, guidance_is_on
 from search_spaces.strategies import PastTrial, Strategy
@@ -43,6 +44,8 @@ from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.pipelines import Generated, Pipeline
 from workers.png import as_png, decode_png, encode_png
+from workers.scoring import Scorer
+from workers.scoring.preservation import PreservationScorer, kept
 from workers.worker import Worker
 
 if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
@@ -114,6 +117,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
             f"{path}: the catalog under {root} holds trials of another study named {study.name!r}; "
             "give this one another name under 'study', or another --root"
         )
+    _check_preservation(study, images, path)
     _check_calls(study, path)
     warnings = (*_stretched(study, images), *_short_of_time(study, root))
     return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
@@ -224,6 +228,33 @@ def _check_inputs_suit(spec: StudySpec, model: ModelDescription, path: Path) -> 
                 )
             if given and not wanted:
                 raise InputError(f"{path}: inputs[{number}].{key}: the task {model.task} takes no {key}")
+
+
+def _check_preservation(study: Study, images: Mapping[str, Image.Image], path: Path) -> None:
+    """Where preservation counts, every input has a mask that keeps a part of its image, at every size."""
+    if PRESERVATION not in study.measures:
+        return
+    if study.model.task != "inpainting":
+        raise InputError(
+            f"{path}: {PRESERVATION} compares a picture with its input image outside the mask, and the task "
+            f"{study.model.task} has no mask; leave it out of objectives and constraints"
+        )
+    for number, item in enumerate(study.inputs):
+        image, mask = images[str(item.image)], images[str(item.mask)]
+        for width, height in product(_sizes(study, "width", image), _sizes(study, "height", image)):
+            if not kept(mask, (width, height)).any():
+                raise InputError(
+                    f"{path}: inputs[{number}].mask: {item.mask_name} covers everything at {width}×{height} "
+                    f"pixels, so that {PRESERVATION} has nothing to compare; keep a part of the image black in it, "
+                    "or leave that score out"
+                )
+
+
+def _sizes(study: Study, name: str, image: Image.Image) -> list[int]:
+    """The widths or heights that a study draws; the input image's own where the pipeline takes that."""
+    domain = study.space.axes.get(name)
+    values = (study.settings.get(name),) if domain is None else domain.points() or ()
+    return [value if isinstance(value, int) else getattr(image, name) for value in values]
 
 
 def _stretched(study: Study, images: Mapping[str, Image.Image]) -> list[str]:
@@ -356,7 +387,9 @@ def build_worker(setup: WorkerSetup) -> Worker:
     scorer = load_scorer(study.scorer, device)
     inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
     name, overlap = torch.cuda.get_device_name() if device == "cuda" else "cpu", device == "cuda"
-    scorers = {study.objective: scorer}
+    scorers: dict[str, Scorer] = {study.objective: scorer}
+    if PRESERVATION in study.scorers:
+        scorers[PRESERVATION] = PreservationScorer(inputs)
     if not study.model.family.slots:
         whole = WholeCallPipeline(pipeline, study.model, inputs, setup.batch)
         return Worker(whole, scorers, name, setup.batch, overlap, study.image_format)

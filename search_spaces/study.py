@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from search_spaces.domains import Domain, FloatRange, IntRange, contains, offers, spans
 from search_spaces.errors import InputError, did_you_mean, shown
-from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
+from search_spaces.models import PIXEL_SCORERS, Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.objectives import Constraint, Direction, parse_constraint
 from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value, content_hash
 from search_spaces.space import Judge, Space, canonical_settings, telling_cells
@@ -73,8 +73,14 @@ class Study(BaseModel):
 
     @property
     def measures(self) -> frozenset[str]:
-        """The scores that count beside the scorer's: measured as an image is made, not judged from it."""
+        """The scores that count beside the first objective: judged from pixels, or measured as an image is made."""
         return frozenset({*self.objectives, *(bound.score for bound in self.constraints)}) - {self.objective}
+
+    @property
+    def scorers(self) -> dict[str, ScorerDescription]:
+        """What judges the pictures, by the score that it gives."""
+        pixels = {name: each for name, each in PIXEL_SCORERS.items() if name in self.measures}
+        return {self.objective: self.scorer, **pixels}
 
     @property
     def judge(self) -> Judge:

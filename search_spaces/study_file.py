@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task
-from search_spaces.objectives import parse_constraint
+from search_spaces.objectives import CLIP_SCORE, PRESERVATION, parse_constraint
 from search_spaces.requests import Value, canonical
 
 
@@ -467,11 +467,15 @@ class StudySpec(_Section):
     search: SearchSpec = SearchSpec()  # type: ignore[call-arg]
     budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
     objective: Literal["clip_score"] = "clip_score"
-    objectives: list[dict[Literal["clip_score", "gpu_seconds"], Literal["maximize", "minimize"]]] = Field(
+    objectives: list[
+        dict[Literal["clip_score", "gpu_seconds", "preservation_psnr"], Literal["maximize", "minimize"]]
+    ] = Field(
         [], description="several at once, each a score and its direction: what comes out is a Pareto front"
     )
     constraints: list[str] = Field(
-        [], description="bounds that a trial's mean has to keep, such as gpu_seconds <= 2.5"
+        [],
+        description="bounds that a trial's mean has to keep, such as gpu_seconds <= 2.5 or "
+        "preservation_psnr >= 25 (dB, outside the mask)",
     )
     clip_model: str | None = Field(None, description="the CLIP that judges, named like `model`")
     comet: CometSpec = CometSpec()  # type: ignore[call-arg]
@@ -537,8 +541,9 @@ class StudySpec(_Section):
             raise ValueError("objectives: a score is listed twice")
         if names and "clip_score" not in names:
             raise ValueError("objectives: clip_score is missing; without it nobody looks at the pictures")
-        if {"clip_score": "minimize"} in self.objectives:
-            raise ValueError("objectives: clip_score can only be maximized")
+        for name in (CLIP_SCORE, PRESERVATION):
+            if {name: "minimize"} in self.objectives:
+                raise ValueError(f"objectives: {name} can only be maximized")
         for number, text in enumerate(self.constraints):
             try:
                 parse_constraint(text)

@@ -199,12 +199,13 @@ def score_rows(done: Done, study: Study) -> list[dict[str, object]]:
     return [
         {
             "image_id": done.request.image_id,
-            "scorer": study.scorer.id,
-            "text": done.request.score_text,
-            "value": value,
+            "scorer": scorer.id,
+            "text": scorer.text_of(done.request),
+            "value": done.outcome.scores[name],
             "time": datetime.now(UTC),
         }
-        for value in done.outcome.scores.values()
+        for name, scorer in study.scorers.items()
+        if name in done.outcome.scores
     ]
 
 

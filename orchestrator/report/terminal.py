@@ -187,11 +187,9 @@ def _table(results: Results, ranked: Sequence[Ranked], top: int) -> Table:
     shown = ranked[:top]
     ranks = _Column("", [str(entry.rank) for entry in shown])
     scores = [_score_column(results, ranked, top)]
-    several = len(results.objectives) > 1
-    on_front = front(results) if several else frozenset()
+    on_front = front(results) if len(results.objectives) > 1 else frozenset()
     marks = _Column("", [_mark(entry, on_front) for entry in shown])
-    if several:
-        scores = [*scores, *_other_columns(results, shown)]
+    scores = [*scores, *_other_columns(results, shown)]
     columns = [ranks, *_axis_columns(results, shown), *scores, marks]
     if sum(column.least_width + 2 for column in columns) > WIDTH:
         settings = [settings_text(entry.trial.settings) for entry in shown]
@@ -234,9 +232,9 @@ def _header(name: str) -> str:
 
 
 def _other_columns(results: Results, shown: Sequence[Ranked]) -> list[_Column]:
-    """The means of the objectives beside the first."""
+    """The means of the objectives beside the first, and of what is bounded."""
     columns = []
-    for name in results.objectives:
+    for name in dict.fromkeys([*results.objectives, *(bound.score for bound in results.constraints)]):
         if name != results.objective:
             means = [score_mean(entry.trial, name, results) for entry in shown]
             columns.append(_Column(_header(name), ["" if mean is None else f"{mean:.3g}" for mean in means]))

@@ -548,7 +548,8 @@ def test_samplers_that_cannot_be_had_are_sentences_before_anything_runs(
 
 def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) -> None:
     several = (
-        "objectives: [{clip_score: maximize}, {gpu_seconds: minimize}]\nconstraints: [gpu_seconds <= 60]\n"
+        "objectives: [{clip_score: maximize}, {gpu_seconds: minimize}, {preservation_psnr: maximize}]\n"
+        "constraints: [gpu_seconds <= 60, preservation_psnr >= 15]\n"
     )
     text = STUDY + several + "search: {strategy: nsga2, trials: 5}\ncomet: {mode: off}\n"
     path, root = study_file(tmp_path, text), str(tmp_path / "runs")
@@ -557,5 +558,9 @@ def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) ->
     assert len(result.results.trials) == 5
     for trial in result.results.trials:
         assert all(seconds > 0 for seconds in trial.measured["gpu_seconds"].values())
+        assert all(15 < psnr < 50 for psnr in trial.measured["preservation_psnr"].values())
+    scores = Tables(root).read("scores").to_pandas()
+    assert set(scores["text"][scores["scorer"] == "preservation_psnr/pixels@1"]) == {""}
+    assert set(scores.groupby("image_id")["scorer"].nunique()) == {2}
     assert 1 <= len(front(result.results)) <= 5
     assert api.run(path, root).was_complete

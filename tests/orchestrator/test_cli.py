@@ -21,6 +21,7 @@ from orchestrator.plan import remember_rate
 from orchestrator.ray_pool import RayPool
 from orchestrator.study_folder import StudyFolder
 from tests.orchestrator.test_api import STUDIES, STUDY, study_file
+from tests.workers.tiny_models import save_tiny_sd
 
 
 @pytest.fixture
@@ -273,8 +274,27 @@ def test_bad_images(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image.write_bytes(good)
     Image.new("L", (64, 64), 0).save(mask)
     assert "all black" in complaint(capsys, "run", str(path))
+    Image.new("L", (64, 64), 255).save(mask)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text + "constraints: [preservation_psnr >= 25]\n", encoding="utf-8")
+    sentence = complaint(capsys, "run", str(path))
+    assert "inputs[0].mask: cat-mask.png covers everything at 64×64 pixels" in sentence
+    path.write_text(text, encoding="utf-8")
     Image.new("L", (64, 32), 255).save(mask)
     assert "64×32 pixels, its image 64×64" in complaint(capsys, "run", str(path))
+
+
+def test_preservation_needs_a_mask(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_sd(path.parent / "tiny")
+    capsys.readouterr()
+    path.write_text(
+        "study: s\nmodel: tiny\nclip_model: toyworld\ninputs: [{prompt: a cat}]\nspace: {guidance_scale: [1, 5]}\n"
+        "objectives: [{clip_score: maximize}, {preservation_psnr: maximize}]\n",
+        encoding="utf-8",
+    )
+    sentence = complaint(capsys, "plan", str(path))
+    assert "preservation_psnr compares a picture with its input image outside the mask" in sentence
+    assert "the task text-to-image has no mask" in sentence
 
 
 @pytest.mark.parametrize(

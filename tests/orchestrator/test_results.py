@@ -1,11 +1,14 @@
 """What the report is made of: the catalog as the study, as its file is now, sees it."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from orchestrator import api
+from orchestrator.catalog import Unscored
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.plan import (
@@ -18,25 +21,31 @@ from orchestrator.plan import (
     plan_lines,
 )
 from orchestrator.pool import InProcessPool
+from orchestrator.report.statistics import ranking
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from orchestrator.wiring import make_strategy, raced
-from search_spaces.requests import Scored
+from search_spaces.objectives import parse_constraint
+from search_spaces.requests import ImageRequest, Scored
 from search_spaces.space import Survey, survey
 from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
 from search_spaces.study_file import BudgetSpec, SearchSpec
 from tests.orchestrator.studies import fake_worker, small_study
+from workers.pipelines.fake import FakePipeline
+from workers.scoring import Scorer
+from workers.scoring.fake import BrightnessScorer
+from workers.worker import Worker
 
 
-def run(study: Study, root: Path) -> Progress:
+def run(study: Study, root: Path, worker: Worker | None = None) -> Progress:
     """A session of a study over fakes, into a real catalog and folder."""
     tables = Tables(root)
-    past = past_trials(tables, study.name)
+    past = past_trials(tables, study.name, needed=study.measures)
     StudyFolder(str(root), study.name).pin(study, "", {})
     catalog = ParquetCatalog(tables, study)
-    pool = InProcessPool(fake_worker(), 4)
+    pool = InProcessPool(worker or fake_worker(), 4)
     return sweep(study, make_strategy(study, past), pool, catalog, NullTracker(), past)
 
 
@@ -175,3 +184,53 @@ def test_a_race_with_a_budget_of_seconds_may_end_with_nothing_and_its_plan_says_
     for limits, expected in (({"seconds": 9}, True), ({"gpu_seconds": 9, "images": 150}, False)):
         plan = planned(budgeted(searched("halving"), **limits), tmp_path)
         assert any(said in sentence for _, sentence in plan_lines(plan)) is expected
+
+
+# Scores of pixels
+
+
+class Sameness:
+    """Stands for a pixel scorer: what a picture's id begins with."""
+
+    def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
+        return [float(int(request.image_id[:2], 16)) for request in requests]
+
+    def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
+        return []
+
+
+def test_a_bound_on_a_score_that_pictures_lack_scores_them_and_draws_none_again(tmp_path: Path) -> None:
+    run(small_study(), tmp_path)
+    bound = parse_constraint("preservation_psnr >= 100")
+    study = small_study().model_copy(update={"constraints": (bound,)})
+    both: dict[str, Scorer] = {"clip_score": BrightnessScorer(), "preservation_psnr": Sameness()}
+    worker = Worker(FakePipeline(2), both, "fake")
+    again = run(study, tmp_path, worker)
+    assert (again.generated, again.reused, again.images) == (0, 18, 18)
+    rows = Tables(tmp_path).read("scores", ["image_id", "scorer", "text"]).to_pylist()
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == 36, "nothing is stored twice"
+    assert {row["text"] for row in rows if row["scorer"].startswith("preservation")} == {""}
+
+    found = api.results("small", str(tmp_path))
+    ids = {row["image_id"]: float(int(row["image_id"][:2], 16)) for row in rows}
+    for trial in found.trials:
+        assert trial.measured["preservation_psnr"] == {i: ids[name] for i, name in trial.images.items()}
+    kept = {t.number for t in found.trials if sum(t.measured["preservation_psnr"].values()) >= 300}
+    assert {entry.trial.number for entry in ranking(found)} == kept
+    assert 0 < len(kept) < len(found.trials)
+    done = run(study, tmp_path, worker)
+    assert (done.generated, done.reused) == (0, 0)
+
+
+def test_pictures_of_another_study_are_judged_by_the_pixels_too(tmp_path: Path) -> None:
+    run(small_study(), tmp_path)
+    bound = parse_constraint("preservation_psnr >= 0")
+    study = small_study(name="other", seeds=2).model_copy(update={"constraints": (bound,)})
+    catalog = ParquetCatalog(Tables(tmp_path), study)
+    request = study.request({"guidance_scale": 3, "negative_prompt": ""}, study.instances[0])
+    assert isinstance(catalog.find(request), Unscored)
+    both: dict[str, Scorer] = {"clip_score": BrightnessScorer(), "preservation_psnr": Sameness()}
+    assert run(study, tmp_path, Worker(FakePipeline(2), both, "fake")).generated == 0
+    found = ParquetCatalog(Tables(tmp_path), study).find(request)
+    assert isinstance(found, Scored)
+    assert found.scores.keys() == {"clip_score", "preservation_psnr"}

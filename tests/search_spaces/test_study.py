@@ -514,6 +514,18 @@ def test_a_value_that_nothing_depends_on_may_have_left() -> None:
     assert not made.holds({"strength": 0.4, "guidance_scale": 9})
 
 
+def test_pixel_scorers_judge_where_their_scores_count() -> None:
+    assert study().scorers == {"clip_score": SCORER}
+    bounded = study(rest="constraints: [preservation_psnr >= 25, gpu_seconds <= 9]")
+    assert bounded.measures == {"preservation_psnr", "gpu_seconds"}
+    assert {name: each.id for name, each in bounded.scorers.items()} == {
+        "clip_score": SCORER.id,
+        "preservation_psnr": "preservation_psnr/pixels@1",
+    }
+    request = bounded.request({}, bounded.instances[0])
+    assert [each.text_of(request) for each in bounded.scorers.values()] == [request.score_text, ""]
+
+
 def test_validation_has_fresh_seeds_of_its_own() -> None:
     pinned = study(rest="search: {validate: 5}")
     seeds = [instance.seed for instance in pinned.validation_instances]

@@ -303,6 +303,11 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ),
         ("objectives", [{"clip_score": "maximize"}, {"clip_score": "maximize"}], ["listed twice"]),
         ("objectives", [{"clip_score": "minimize"}, {"gpu_seconds": "minimize"}], ["clip_score can only be max"]),
+        (
+            "objectives",
+            [{"clip_score": "maximize"}, {"preservation_psnr": "minimize"}],
+            ["preservation_psnr can only be maximized"],
+        ),
         ("objectives", [{"clip_score": "maximize", "gpu_seconds": "minimize"}], ["objectives[0] names 2 scores"]),
         ("constraints", ["beauty >= 3"], ["constraints[0]", "unknown score 'beauty'", "clip_score"]),
         ("constraints", ["gpu_seconds < 3"], ["constraints[0]", "not a bound", "gpu_seconds <= 2.5"]),
@@ -740,14 +745,19 @@ def test_several_objectives_and_constraints_are_read() -> None:
     spec = StudySpec.model_validate(
         {
             **document(),
-            "objectives": [{"clip_score": "maximize"}, {"gpu_seconds": "minimize"}],
-            "constraints": ["gpu_seconds<=.5", "clip_score >= -1e1"],
+            "objectives": [
+                {"clip_score": "maximize"},
+                {"gpu_seconds": "minimize"},
+                {"preservation_psnr": "maximize"},
+            ],
+            "constraints": ["gpu_seconds<=.5", "clip_score >= -1e1", "preservation_psnr >= 25"],
         }
     )
-    assert spec.objectives[1] == {"gpu_seconds": "minimize"}
+    assert spec.objectives[1:] == [{"gpu_seconds": "minimize"}, {"preservation_psnr": "maximize"}]
     assert [str(parse_constraint(text)) for text in spec.constraints] == [
         "gpu_seconds <= 0.5",
         "clip_score >= -10",
+        "preservation_psnr >= 25",
     ]
 
 

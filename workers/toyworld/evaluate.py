@@ -454,13 +454,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in (given.model, given.judge):
         if not folder.is_dir():
             parser.error(f"there is no folder {folder}; `python -m workers.toyworld.train` makes one")
+    if not (given.model / "pipeline" / "model_index.json").is_file():
+        parser.error(f"{given.model / 'pipeline'} has no model_index.json; --model needs a pipeline there")
     try:
         for folder, what in ((given.judge, "--judge"), (given.model / "clip", "--model")):
             _check_clip(folder, what)
-        if not (given.model / "pipeline" / "model_index.json").is_file():
-            raise ValueError(
-                f"{given.model / 'pipeline'} has no model_index.json; --model needs a pipeline there"
-            )
         if given.card is not None:
             replace_figures(given.card.read_text("utf-8"), "")
         given.out.mkdir(parents=True, exist_ok=True)
