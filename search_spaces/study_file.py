@@ -356,7 +356,7 @@ class SearchSpec(_Section):
         "auto", description="auto: a sampler's trial ends early when it has lost against the best"
     )
     early_look: Literal["auto", "off"] = Field(
-        "auto", description="auto: losers stop in mid-trajectory where the picture predicted there tells"
+        "off", description="auto: losers stop in mid-trajectory where the picture predicted there tells"
     )
     keep: float = Field(
         1 / 3, gt=0, lt=1, description="share of the settings that a rung of the race leaves in it"

@@ -38,7 +38,7 @@ PILOTS = 16
 WORTH_A_PILOT = 3 * PILOTS
 """Settings below which looks save less than their pilot costs."""
 
-LOOKS_TELL = 0.9
+LOOKS_TELL = 0.97
 """Correlation of looks with final scores, over the pilot's settings on one instance, from which looks are used.
 
 What single looks err in comes out in the mean of many; what a look does a setting out of every time does not.
