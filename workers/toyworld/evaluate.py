@@ -454,11 +454,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in (given.model, given.judge):
         if not folder.is_dir():
             parser.error(f"there is no folder {folder}; `python -m workers.toyworld.train` makes one")
-    if not (given.model / "pipeline" / "model_index.json").is_file():
-        parser.error(f"{given.model / 'pipeline'} has no model_index.json; --model needs a pipeline there")
     try:
-        for folder, what in ((given.judge, "--judge"), (given.model / "clip", "--model")):
-            _check_clip(folder, what)
+        _check_folders(given.model, given.judge)
         if given.card is not None:
             replace_figures(given.card.read_text("utf-8"), "")
         given.out.mkdir(parents=True, exist_ok=True)
@@ -477,6 +474,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         card = replace_figures(given.card.read_text("utf-8"), words)
         given.card.write_text(card, "utf-8")
     print(words)
+
+
+def _check_folders(model: Path, judge: Path) -> None:
+    """Raise a ValueError where a folder lacks what is loaded from it."""
+    _check_clip(judge, "--judge")
+    _check_clip(model / "clip", "--model")
+    if not (model / "pipeline" / "model_index.json").is_file():
+        raise ValueError(f"{model / 'pipeline'} has no model_index.json; --model needs a pipeline there")
 
 
 def _check_clip(folder: Path, option: str) -> None:
