@@ -343,10 +343,18 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
             "let search.trials be more",
         )
     fewest = smallest_significant()
-    if study.search.samples and study.search.racing == "auto" and instances < fewest:
+    one_objective = len(study.objectives) == 1  # several are not raced
+    if instances == 1:
         yield (
             "note",
-            f"with {instances} instances no trial can be told to have lost, so all are judged in full; "
+            "with 1 instance nothing has an interval, so that nobody can tell settings apart; "
+            "2 are the fewest that could",
+        )
+    if study.search.samples and study.search.racing == "auto" and one_objective and instances < fewest:
+        yield (
+            "note",
+            f"with {instances} instance{'s' if instances > 1 else ''} no trial can be told to have lost, so all "
+            f"are judged in full; "
             f"{fewest} are the fewest that could tell",
         )
     if study.search.validation:

@@ -119,6 +119,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
         )
     _check_preservation(study, images, path)
     _check_calls(study, path)
+    _check_race(study, path)
     warnings = (*_stretched(study, images), *_short_of_time(study, root))
     return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
 
@@ -143,6 +144,19 @@ def _check_calls(study: Study, path: Path) -> None:
         raise InputError(
             f"{path}: budget.unet_calls: {budget:,} are fewer than the {needed:,} that one candidate "
             f"({settings_text(settings)}) takes on {len(study.instances)} instances"
+        )
+
+
+def _check_race(study: Study, path: Path) -> None:
+    """A race's budget lasts for the settings that are tried first, the model's own among them."""
+    if study.search.strategy != "halving" or not study.budget.is_set:
+        return
+    first = {study.judge.candidate(settings) for settings in study.first}
+    entrants = len(raced(study, None) or ())
+    if entrants < len(first):
+        raise InputError(
+            f"{path}: budget: it lasts for a race of {entrants} setting{'s' if entrants > 1 else ''}, and "
+            f"{len(first)} are tried first, those of search.enqueue and the model's own; give more, or enqueue fewer"
         )
 
 

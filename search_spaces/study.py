@@ -359,6 +359,12 @@ def _check_search(study: Study, source: str) -> None:
         obstacle = study.judge.obstacle({**study.baseline, **settings})
         if obstacle is not None:
             raise InputError(f"{source}: search.enqueue[{number}] cannot run: {obstacle}")
+    tried_first = {study.judge.candidate(settings) for settings in study.first}
+    if search.trials is not None and search.trials < len(tried_first):
+        raise InputError(
+            f"{source}: search.trials: {search.trials} are fewer than the {len(tried_first)} settings that are tried "
+            "first, those of search.enqueue and the model's own"
+        )
     size = study.space.size
     if search.strategy == "halving" and search.trials is None and size is not None and size > SURVEY_LIMIT:
         raise InputError(

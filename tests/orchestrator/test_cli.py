@@ -147,6 +147,16 @@ EDITS = {
             "4 instances",
         ],
     ),
+    "a race that its budget is too small for": (
+        "seeds: 2",
+        "search: {strategy: halving, enqueue: [{strength: 0.6}, {strength: 0.7}]}\nbudget: {images: 9}",
+        ["budget: it lasts for a race of 2 settings, and 3 are tried first"],
+    ),
+    "fewer trials than settings to try first": (
+        "seeds: 2",
+        "search: {strategy: tpe, trials: 2, enqueue: [{strength: 0.6}, {strength: 0.7}]}",
+        ["search.trials: 2 are fewer than the 3 settings that are tried first"],
+    ),
     "a function for a sampler": (
         "seeds: 2",
         "search: {strategy: tpe, trials: 5, options: {gamma: 10}}",
@@ -385,6 +395,10 @@ def test_plan_says_what_a_budget_of_seconds_is_likely_to_last_for(
     [
         ("search: {strategy: tpe, trials: 5}", ["with 2 instances no trial can be told", "4 are the fewest"]),
         ("search: {strategy: halving}", ["that the grid would take"]),
+        (
+            "search: {strategy: tpe, trials: 5}\nobjectives: [{clip_score: maximize}, {gpu_seconds: minimize}]",
+            ["5 trials × 2 instances", "- no trial can be told"],
+        ),
         ("search: {validate: 3}", ["validation: the best 3 and the baseline on 3 fresh instances"]),
         ("budget: {images: 4}", ["budget: images 4", "up to 4"]),
     ],
@@ -395,7 +409,14 @@ def test_plan_says_what_a_search_may_take(
     path.write_text(path.read_text(encoding="utf-8") + more + "\n", encoding="utf-8")
     assert cli.main(["plan", str(path)]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in words), out
+    assert all(word in out for word in words if not word.startswith("- ")), out
+    assert not any(word[2:] in out for word in words if word.startswith("- ")), out
+
+
+def test_plan_says_that_one_instance_tells_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text(path.read_text(encoding="utf-8").replace("seeds: 2", "seeds: 1"), encoding="utf-8")
+    assert cli.main(["plan", str(path)]) == 0
+    assert "with 1 instance nothing has an interval" in capsys.readouterr().out
 
 
 def test_several_options_of_schedulers_are_each_tried_with_their_own_values(path: Path) -> None:
