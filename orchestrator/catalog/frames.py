@@ -25,12 +25,13 @@ def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | 
     Without `pictures`, no picture is read and `image` is not there. `among` are the only image_ids of interest.
     """
     wanted = (pc.field("study") == study) & (pc.field("role") != "look")
-    if among is not None:
-        wanted = wanted & pc.field("image_id").isin(among)
-    trials = tables.read("trials", where=wanted)
+    if among is None:
+        trials = tables.read("trials", where=wanted)
+    else:
+        trials = tables.read_ids("trials", SCHEMAS["trials"].names, among, wanted)
     trials = trials.take(pa.array(_holding(trials)))
     names = [name for name in SCHEMAS["images"].names if pictures or name != "image"]
-    images = tables.read_images(names, trials["image_id"].unique())
+    images = tables.read_ids("images", names, trials["image_id"].unique())
     drawn_first = np.argsort(pc.not_equal(images["status"], "ok").to_numpy(), kind="stable")
     found = Index(keys(images["image_id"].take(pa.array(drawn_first)))).rows(keys(trials["image_id"]))
     rows = drawn_first[found] if len(drawn_first) else np.zeros(len(found), np.int64)
@@ -58,7 +59,7 @@ def best(tables: Tables, study: str, count: int) -> pa.Table:
     """
     scorers = tables.read("trials", ["scorer"], pc.field("study") == study)["scorer"].unique()
     scores = tables.read("scores", ["image_id", "value"], pc.field("scorer").isin(scorers))
-    reach = 4 * count
+    reach = 2 * count
     while True:
         order = pc.select_k_unstable(scores, min(reach, scores.num_rows), [("value", "descending")])
         found = joined(tables, study, False, scores["image_id"].take(order).unique())

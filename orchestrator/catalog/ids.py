@@ -13,15 +13,8 @@ Keys = npt.NDArray[np.uint64]
 
 def keys(ids: pa.ChunkedArray, *texts: pa.ChunkedArray) -> Keys:
     """The key of each row: of its image_id, or of its image_id together with texts. Nothing is null."""
-    try:
-        digits = pa.concat_arrays(
-            ids.cast(pa.binary()).cast(pa.binary(32)).chunks or [pa.array([], pa.binary(32))]
-        )
-        start = 32 * digits.offset
-        raw = bytes.fromhex(bytes(digits.buffers()[1] or b"")[start : start + 32 * len(digits)].decode())
-    except (pa.ArrowInvalid, ValueError):  # something that is no id of ours lies between them
-        raw = b"".join(map(_id_bytes, ids.to_pylist()))
-    found = np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
+    empty = np.empty((0, 2), np.uint64)
+    found = np.concatenate([empty, *map(_id_words, ids.chunks)])  # piece by piece, which takes little memory
     for number, column in enumerate(texts, 1):
         words = (
             column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -35,6 +28,16 @@ def keys(ids: pa.ChunkedArray, *texts: pa.ChunkedArray) -> Keys:
         ]
         found = found ^ np.concatenate([*for_each, np.array([], np.uint64)])[:, None]
     return found
+
+
+def _id_words(ids: pa.Array) -> Keys:
+    try:
+        digits = ids.cast(pa.binary()).cast(pa.binary(32))
+        start = 32 * digits.offset
+        raw = bytes.fromhex(str(memoryview(digits.buffers()[1])[start : start + 32 * len(digits)], "ascii"))
+    except (pa.ArrowInvalid, ValueError):  # something that is no id of ours lies between them
+        raw = b"".join(map(_id_bytes, ids.to_pylist()))
+    return np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def key(image_id: str, *texts: str) -> tuple[int, int]:

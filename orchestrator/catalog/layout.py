@@ -12,8 +12,8 @@ from orchestrator.catalog.schema import REPEATED, SCHEMAS
 PLACES_KEY = b"latentsweep_pictures"
 """Of a part's own metadata: the byte offset and length of each row's picture in the file, as JSON."""
 
-GROUP_ROWS = 1 << 17
-"""Rows in a row group of a table without pictures."""
+GROUP_ROWS = 16384
+"""Rows in a row group of a table without pictures: what is read for the sake of one of them."""
 
 GROUP_BYTES = 32 * 2**20
 """Of the pictures in a row group, which is what other readers take at a time: 160 pictures of 200 kB."""

@@ -89,13 +89,10 @@ class _Made:
     """Every image_id that need not be made: drawn, or known to be infeasible."""
 
     def __init__(self, tables: Tables) -> None:
-        rows = tables.read("images", ["image_id", "status", "reason", "seconds_generate"])
-        drawn = rows.filter(pc.equal(rows["status"], "ok"))
+        drawn = tables.read("images", ["image_id", "seconds_generate"], pc.field("status") == "ok")
         self._index = Index(keys(drawn["image_id"]))
         self._seconds = drawn["seconds_generate"].to_numpy()
-        failed = (
-            rows.filter(pc.equal(rows["status"], "infeasible")).select(["image_id", "reason"]).to_pylist()
-        )
+        failed = tables.read("images", ["image_id", "reason"], pc.field("status") == "infeasible").to_pylist()
         self.infeasible = {
             row["image_id"]: row["reason"] for row in failed if not self._drawn(row["image_id"])
         }
@@ -132,9 +129,11 @@ class Scores:
     def __init__(self, tables: Tables, scorers: Set[str], among: pa.Array | None = None) -> None:
         """`among` are the only image_ids of interest."""
         wanted = pc.field("scorer").isin(pa.array(sorted(scorers), pa.string()))
-        if among is not None:
-            wanted = wanted & pc.field("image_id").isin(among)
-        rows = tables.read("scores", ["scorer", "image_id", "text", "value"], wanted)
+        columns = ["scorer", "image_id", "text", "value"]
+        if among is None:
+            rows = tables.read("scores", columns, wanted)
+        else:
+            rows = tables.read_ids("scores", columns, among, wanted)
         self._index = Index(keys(rows["image_id"], rows["scorer"], rows["text"]))
         self._values: npt.NDArray[np.float64] = rows["value"].to_numpy()
 

@@ -168,22 +168,25 @@ class Tables:
         names = list(columns) if columns else None
         return self._ask(table, lambda parts: _dataset(table, parts).to_table(columns=names, filter=where))
 
-    def read_images(self, columns: Sequence[str], image_ids: pa.Array) -> pa.Table:
-        """Rows of `images` by image_id: of the columns no more is read than the row groups that have them."""
+    def read_ids(
+        self, table: str, columns: Sequence[str], image_ids: pa.Array, where: pc.Expression | None = None
+    ) -> pa.Table:
+        """Rows by image_id: of the columns no more is read than the row groups that have one of them."""
+        wanted = pc.field("image_id").isin(image_ids)
 
         def rows(parts: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
-            wanted = pc.field("image_id").isin(image_ids)
             some = {}
-            for path, ids in _each(parts, ["image_id"]).items():
+            for path, ids in _each(table, parts, ["image_id"]).items():
                 hits = np.flatnonzero(pc.is_in(ids["image_id"], image_ids).to_numpy())
                 metadata = parts[path].metadata
                 ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
                 if len(hits):
                     groups = np.unique(np.searchsorted(ends, hits, "right")).tolist()
                     some[path] = parts[path].subset(row_group_ids=groups)
-            return _dataset("images", some).to_table(list(columns), filter=wanted)
+            condition = wanted if where is None else wanted & where
+            return _dataset(table, some).to_table(list(columns), filter=condition)
 
-        return self._ask("images", rows)
+        return self._ask(table, rows)
 
     def read_part(self, table: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one part file. Raises FileNotFoundError where it is gone, OSError where it cannot be read."""
@@ -224,7 +227,7 @@ class Tables:
             parts = self.parts("images")
             if parts.keys() != self._pictures.parts:
                 self._pictures = _Pictures(
-                    self._ask("images", partial(_each, columns=("image_id", "status")))
+                    self._ask("images", partial(_each, "images", columns=("image_id", "status")))
                 )
         return self._pictures
 
@@ -406,9 +409,11 @@ def _dataset(table: str, parts: Mapping[str, ds.ParquetFileFragment]) -> ds.Data
     return ds.FileSystemDataset(fragments, SCHEMAS[table], _FORMAT, fragments[0].filesystem)
 
 
-def _each(parts: Mapping[str, ds.ParquetFileFragment], columns: Sequence[str]) -> dict[str, pa.Table]:
-    """Columns of `images`, part by part."""
-    return {path: _dataset("images", {path: part}).to_table(list(columns)) for path, part in parts.items()}
+def _each(
+    table: str, parts: Mapping[str, ds.ParquetFileFragment], columns: Sequence[str]
+) -> dict[str, pa.Table]:
+    """Columns of a table, part by part."""
+    return {path: _dataset(table, {path: part}).to_table(list(columns)) for path, part in parts.items()}
 
 
 def _moment(path: str) -> str:

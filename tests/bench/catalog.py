@@ -56,12 +56,12 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 """
 
 
-def finished(count: int) -> list[Done]:
+def finished(count: int, start: int = 0) -> list[Done]:
     """Requests with pictures of noise, which nothing compresses, as PNG does not either."""
     request = requests_of(small_study())[0]
     found = []
     for number in range(count):
-        own = type(request)(**{**request.__dict__, "image_id": f"{number:032x}"})
+        own = type(request)(**{**request.__dict__, "image_id": f"{start:016x}{number:016x}"})
         found.append(Done(own, Scored({"clip_score": 1.0}), MADE, PngPicture(os.urandom(PICTURE_BYTES))))
     return found
 
@@ -69,12 +69,12 @@ def finished(count: int) -> list[Done]:
 def write_figures(folder: Path, rounds: int) -> dict[str, float]:
     """Our writing and a bare one, in turns; and what the files take."""
     study, tables = small_study(), Tables(folder / "ours")
-    done = finished(FLUSH_ROWS)
-    rows = [image_row(item, study, item.picture.png() if item.picture else None) for item in done]
+    every = [finished(FLUSH_ROWS, number) for number in range(rounds + 1)]
     bare = folder / "bare"
     bare.mkdir()
     ours_s, bare_s = [], []
-    for number in range(rounds + 1):
+    for number, done in enumerate(every):
+        rows = [image_row(item, study, item.picture.png() if item.picture else None) for item in done]
         begun = time.perf_counter()
         tables.append(
             "images", [image_row(item, study, item.picture.png() if item.picture else None) for item in done]
@@ -95,7 +95,7 @@ def write_figures(folder: Path, rounds: int) -> dict[str, float]:
         "write_vs_bare": statistics.median(bare_s[1:]) / statistics.median(ours_s[1:]),
         "write_mb_per_s": FLUSH_ROWS * PICTURE_BYTES / 1e6 / statistics.median(ours_s[1:]),
         "size_ratio": stored / pictures,
-        "size_ratio_compacted": sum(tables.sizes("images").values()) / (FLUSH_ROWS * PICTURE_BYTES),
+        "size_ratio_compacted": sum(tables.sizes("images").values()) / pictures,
         "compaction_mb_per_s": stored / 1e6 / compaction,
     }
 
