@@ -47,7 +47,7 @@ class Settings:
     vae_batch: int = 16
     unet_samples: int = 400_000
     unet_batch: int = 64
-    caption_noise: float = 0.25
+    caption_noise: float = 0.12
     unet_start: Path | None = None
 
     def __post_init__(self) -> None:

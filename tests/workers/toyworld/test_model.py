@@ -15,7 +15,7 @@ from workers.toyworld.evaluate import BEGIN, END
 from workers.toyworld.training.export import LIMIT, size_of
 
 MODEL = TOYWORLD.parent
-PIPELINE_HASH = "sha256:a8386b2f85024cbaf0cf9e93437e3a6f"
+PIPELINE_HASH = "sha256:b0de064ddfd62335cf9f65065e302f4c"
 CLIP_HASH = "sha256:787799eb4a6e98b9a11961a98b7526f0"
 
 

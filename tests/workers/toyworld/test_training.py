@@ -135,10 +135,12 @@ def test_captions_are_wrong_empty_or_a_style_as_often_as_the_plan_says() -> None
     ]
     plan = UNetPlan("unet", 1, 1, 1e-3, caption_noise=0.3, caption_dropout=0.1, caption_style=0.2)
     texts = captions(plan, scenes, [0] * 4000, np.random.default_rng(0))
-    # A third of the wrong ones are the car's; words that tell nothing are empty too, one in some hundreds.
-    assert texts.count("realistic") / 4000 == pytest.approx(0.3 / 3 * 0.9 * 0.2, abs=0.01)
-    assert texts.count("cartoon") / 4000 == pytest.approx((1 - 0.3 / 3) * 0.9 * 0.2, abs=0.03)
+    # Words that tell nothing are empty too, one in some hundreds, and some captions' own words are but a style.
     assert texts.count("") / 4000 == pytest.approx(0.1, abs=0.02)
+    assert texts.count("cartoon") / 4000 == pytest.approx(0.9 * 0.2, abs=0.03)
+    # A third of the wrong ones are the car's, in many words; a style alone is never wrong.
+    assert sum("car" in text.split() for text in texts) / 4000 == pytest.approx(0.3 / 3 * 0.9 * 0.8, abs=0.03)
+    assert texts.count("realistic") / 4000 < 0.005
 
 
 def test_the_noise_schedule_ends_in_almost_pure_noise() -> None:

@@ -35,13 +35,14 @@ class UNetPlan(Plan):
     """How the UNet learns: `batch` is shared by the processes.
 
     `caption_noise` is the share of captions that are another scene's, `caption_dropout` that of empty ones,
-    `caption_style` that of those which are a style's name and no more, as negative prompts often are.
+    `caption_style` that of those which are a style's name and no more, as negative prompts often are; these are
+    never wrong.
     `start` is the folder of a UNet whose weights it begins with; without one they are random.
     """
 
-    caption_noise: float = 0.25
+    caption_noise: float = 0.12
     caption_dropout: float = 0.12
-    caption_style: float = 0.08
+    caption_style: float = 0.12
     processes: int = 1
     start: str = ""
 
@@ -174,18 +175,17 @@ def _train(
 
 
 def captions(plan: UNetPlan, scenes: list[Scene], chosen: list[int], draw: np.random.Generator) -> list[str]:
-    """Word captions of some scenes anew; now and then another scene's, its style alone, or none."""
+    """Word captions of some scenes anew; now and then another scene's, their own style alone, or none."""
     texts = []
     for own, other in zip(chosen, draw.integers(0, len(scenes), len(chosen)), strict=True):
         wrong, empty, brief = draw.random(3) < (plan.caption_noise, plan.caption_dropout, plan.caption_style)
-        scene = scenes[int(other)] if wrong else scenes[own]
         wording = int(draw.integers(0, 10_000))
         if empty:
             texts.append("")
-        elif brief and scene.subject is not None:
-            texts.append(scene.style)
+        elif brief and scenes[own].subject is not None:
+            texts.append(scenes[own].style)
         else:
-            texts.append(reworded(scene, wording).text)
+            texts.append(reworded(scenes[int(other) if wrong else own], wording).text)
     return texts
 
 
