@@ -18,7 +18,8 @@ from PIL import Image
 from orchestrator.budget import Spent
 from orchestrator.catalog import Catalog, Judged
 from orchestrator.catalog.memory import MemoryCatalog
-from orchestrator.catalog.parquet import ParquetCatalog, Tables
+from orchestrator.catalog.parquet import ParquetCatalog
+from orchestrator.catalog.tables import Tables
 from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
