@@ -467,13 +467,14 @@ def test_a_race_takes_a_fraction_of_the_images_and_says_who_left(raced: Finished
     assert result.exit_code == 0
     results = result.results
     assert result.progress.looks >= 16
-    assert len(results.trials) == 2 * (1 + 3 * 11) + 1  # guidance 1 has no negative prompt; and the baseline
-    assert result.progress.generated < len(results.trials) * 4 / 2
+    candidates = 2 * (1 + 3 * 11) + 1  # guidance 1 has no negative prompt; and the baseline
+    assert candidates / 3 <= len(results.trials) <= candidates, "some may leave unseen"
+    assert result.progress.generated < candidates * 4 / 2
     complete = [trial for trial in results.trials if len(trial.scores) == 4]
     assert 3 <= len(complete) < 12
     assert all(trial.settings["strength"] == 1 for trial in complete)
     left = left_early(results, ranking(results)[0].trial)
-    assert left.certain + left.for_budget >= 20  # the others left at a look
+    assert left.certain + left.for_budget == len(results.trials) - len(complete)
     assert len(validation(results)) >= 3
     table = api.frame("race", root)
     assert set(table["role"].to_pylist()) == {"search", "validate"}
