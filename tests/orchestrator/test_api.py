@@ -455,7 +455,7 @@ space:
   guidance_scale: [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 9, 12, 15]
   strength: [0.5, 1.0]
   negative_prompt: ["", cartoon, blurry]
-search: {strategy: halving, validate: 2}
+search: {strategy: halving, validate: 2, early_look: auto}
 comet: {mode: off}
 """
 
@@ -472,14 +472,14 @@ def test_a_race_takes_a_fraction_of_the_images_and_says_who_left(raced: Finished
     assert result.exit_code == 0
     results = result.results
     assert result.progress.looks >= 16
-    assert len(results.trials) == 2 * (1 + 3 * 11) + 1  # guidance 1 has no negative prompt; and the baseline
-    assert result.progress.generated < len(results.trials) * 4 / 2
+    candidates = 2 * (1 + 3 * 11) + 1  # guidance 1 has no negative prompt; and the baseline
+    assert candidates / 3 <= len(results.trials) <= candidates, "some may leave unseen"
+    assert result.progress.generated < candidates * 4 / 2
     complete = [trial for trial in results.trials if len(trial.scores) == 4]
     assert 3 <= len(complete) < 12
     assert all(trial.settings["strength"] == 1 for trial in complete)
     left = left_early(results, ranking(results)[0].trial)
     assert left.certain + left.for_budget == len(results.trials) - len(complete)
-    assert left.at_looks >= 20
     assert sum(trial.looks for trial in results.trials) == result.progress.looks
     assert len(validation(results)) >= 3
     table = api.frame("race", root)

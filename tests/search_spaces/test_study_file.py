@@ -272,7 +272,7 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ("search", {"strategy": "coordinate", "trials": 5}, ["search.trials does not apply to coordinate", "grid"]),
         ("search", {"rounds": 2}, ["search.rounds does not apply to grid", "coordinate"]),
         ("search", {"options": {"a": 1}}, ["search.options does not apply to grid", "a sampler"]),
-        ("search", {"early_look": "off"}, ["search.early_look does not apply to grid", "halving"]),
+        ("search", {"early_look": "auto"}, ["search.early_look does not apply to grid", "halving"]),
         ("search", {"strategy": "halving", "keep": 1}, ["search.keep: 1", "must be below 1"]),
         ("search", {"strategy": "halving", "keep": 0.0}, ["search.keep: 0.0", "must be above 0"]),
         ("search", {"validate": -1}, ["search.validate: -1", "below 0"]),
