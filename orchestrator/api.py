@@ -31,7 +31,17 @@ from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Health
 from orchestrator.display import watching
 from orchestrator.images import Reproduced, Shown, reproduce, show
-from orchestrator.plan import Plan, image_count, make_plan, remember_rate, surveyed, trial_count
+from orchestrator.plan import (
+    Plan,
+    gone_on_with,
+    image_count,
+    judged,
+    make_plan,
+    of_this_space,
+    remember_rate,
+    surveyed,
+    trial_count,
+)
 from orchestrator.pool import Pool
 from orchestrator.report.closer import closer_study
 from orchestrator.report.contact_sheet import contact_sheet
@@ -45,7 +55,6 @@ from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.requests import Failed, Scored, Settings, Value
-from search_spaces.space import Survey
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
 
@@ -87,9 +96,9 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
     """
     resolved = wiring.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
-    past = past_trials(Tables(root), resolved.study.name)
-    judged = sum(len(trial.outcomes) + len(trial.validation) for trial in past)
-    return make_plan(resolved.study, known, judged, root, resolved.warnings)
+    study = resolved.study
+    past = past_trials(Tables(root), study.name, needed=study.measures)
+    return make_plan(study, known, past, root, resolved.warnings, partial(wiring.raced, study))
 
 
 def run(
@@ -182,10 +191,13 @@ def _sweep(
 ) -> tuple[Progress, str | None]:
     """Run the loop and close the tracker; what was done, and the tracker's closing line."""
     tables = Tables(root)
-    past = past_trials(tables, study.name, forget_lost=retry_failed)
+    past = past_trials(tables, study.name, retry_failed, study.measures)
     found = surveyed(study)
     folder = StudyFolder(root, study.name)
-    total = image_count(study, trial_count(study, found))
+    there = of_this_space(past, study, found)
+    of_others = judged(there, study) - judged(gone_on_with(there, study), study)
+    raced = wiring.raced(study, found)
+    total = of_others + image_count(study, trial_count(study, found, raced))
     tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
     notes: list[str] = []
@@ -197,14 +209,13 @@ def _sweep(
 
     catalog = ParquetCatalog(tables, study)
     patient = Patient(catalog, tell, interrupted)
-    counted = _of_this_space(past, study, found)
     progress = sweep(
         study,
         strategy,
         pool,
         patient,
         tracker,
-        counted,
+        there,
         total,
         watch,
         interrupted,
@@ -215,6 +226,10 @@ def _sweep(
     progress.notes += [*notes, *tables.notices, *_reused(tables, catalog.reused, study.name)]
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
+    if found and raced and study.search.trials is None and len(raced) < len(found.candidates):
+        progress.notes.append(
+            f"the budget lasted for a race of {len(raced):,} of {len(found.candidates):,} settings"
+        )
     asked = study.search.trials if study.search.samples else None
     if found and asked is not None and not interrupted() and len(found.candidates) < asked:
         progress.notes.append(
@@ -234,16 +249,8 @@ def _reused(tables: Tables, image_ids: set[str], study: str) -> list[str]:
 
 def _validation(study: Study, tables: Tables, retry_failed: bool) -> Strategy:
     """What follows the search, from what the catalog has of it by then."""
-    past = past_trials(tables, study.name, forget_lost=retry_failed)
-    return wiring.make_validation(study, _of_this_space(past, study, surveyed(study)))
-
-
-def _of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
-    """Past trials that the study, as its file is now, would deal too; values may have left an axis since."""
-    if found is None or study.search.strategy == "refine":  # which leaves the lattice
-        return list(past)
-    candidates = {study.judge.candidate(settings) for settings in found.candidates}
-    return [trial for trial in past if study.judge.candidate(trial.settings) in candidates]
+    past = past_trials(tables, study.name, retry_failed, study.measures)
+    return wiring.make_validation(study, of_this_space(past, study, surveyed(study)))
 
 
 def results(study: str, root: str = DEFAULT_ROOT) -> Results:
@@ -266,6 +273,8 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
         len(pinned.instances) if pinned else 1 + max((i for t in past for i in t.outcomes), default=-1)
     )
     found = surveyed(pinned) if pinned else None
+    tried = len(past)
+    past = of_this_space(past, pinned, found) if pinned else past
     images = _image_ids(tables, name)
     numbers = {_candidate(pinned, trial.settings): trial.number for trial in past}
     fresh = len(pinned.validation_instances) if pinned else 0
@@ -295,9 +304,14 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
                     if isinstance(o, Scored) and i < fresh
                 },
                 {
-                    name: {i: o.scores[name] for i, o in trial.outcomes.items() if isinstance(o, Scored)}
+                    name: {
+                        i: o.scores[name]
+                        for i, o in trial.outcomes.items()
+                        if isinstance(o, Scored) and name in o.scores
+                    }
                     for name in (pinned.measures if pinned else ())
                 },
+                sum(len(looks) for i, looks in trial.looks.items() if i < instances),
             )
             for trial in past
         ],
@@ -308,6 +322,7 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
         fresh=fresh,
         objectives=pinned.directions if pinned else {},
         constraints=pinned.constraints if pinned else (),
+        gone=tried - len(past),
     )
 
 

@@ -28,7 +28,7 @@ def spent_up(budget: BudgetSpec, spent: Spent) -> str | None:
     for name, unit in _UNITS.items():
         limit = getattr(budget, name)
         if limit is not None and getattr(spent, name) >= limit:
-            return f"the budget of {limit:,} {unit} is used up"
+            return f"the budget of {limit:,.12g} {unit} is used up"
     return None
 
 

@@ -242,7 +242,8 @@ def _run(options: argparse.Namespace) -> int:
     rows: list[tuple[str, str]] = [
         (
             "images",
-            f"{progress.generated} generated, {progress.reused} reused from the catalog, {progress.failed} failed",
+            f"{progress.generated} generated, {progress.reused} reused from the catalog, {progress.failed} failed"
+            + (f"; {progress.looks} early looks" if progress.looks else ""),
         ),
         ("contact sheet", str(result.contact_sheet or "none: no picture yet")),
         ("catalog", result.catalog),

@@ -67,6 +67,7 @@ def projected(study: Study, root: str, ended: bool) -> ProjectedStudy:
                 interval,
                 min(times[trial.number]),
                 max(times[trial.number]),
+                sum(instance < instances for instance in trial.looks),
             )
         )
     return ProjectedStudy(

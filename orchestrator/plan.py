@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from orchestrator.study_folder import local_root
 from search_spaces.domains import Domain, FloatRange
 from search_spaces.requests import Settings, Value
 from search_spaces.space import Survey, guidance_is_on, survey
+from search_spaces.strategies import PastTrial
 from search_spaces.strategies.halving import pictures
 from search_spaces.strategies.racing import smallest_significant
 from search_spaces.strategies.validation import VALIDATED
@@ -24,7 +26,9 @@ class Plan:
     """What running a study would take; None stands for unknown.
 
     `trials`, `images` and `unet_calls` count the whole study, `to_generate` what the catalog lacks of it.
-    For a sampler they are the most that it can need. `cells` and the survey are of the lattice.
+    For a sampler they are the most that it can need. `cells` and the survey are of the lattice. `tried` counts
+    the trials of earlier sessions that the search goes on with, `left_out` the settings that a budget keeps out
+    of a race.
     """
 
     study: Study
@@ -38,6 +42,8 @@ class Plan:
     inert: Mapping[str, int]
     infeasible: Mapping[str, int]
     warnings: tuple[str, ...]
+    tried: int = 0
+    left_out: int = 0
 
 
 def surveyed(study: Study) -> Survey | None:
@@ -48,8 +54,53 @@ def surveyed(study: Study) -> Survey | None:
     return survey(study.space, study.judge, study.first)
 
 
-def trial_count(study: Study, found: Survey | None) -> int:
-    """The trials that a study deals, at most."""
+def calls_of(study: Study, candidates: Sequence[Settings]) -> list[int | None]:
+    """The UNet calls of one picture of each; None where the family's rule is not known."""
+    from workers.pipelines.loading import unet_calls
+
+    return [unet_calls(study.model, study.judge.complete(settings)) for settings in candidates]
+
+
+def admitted(study: Study, candidates: Sequence[Settings]) -> int:
+    """How many of some candidates, from the first on, a race can bring to its end within the study's budget.
+
+    That is of images and UNet calls, which can be counted beforehand, whoever stays to the end; one at least.
+    """
+    images, calls = study.budget.images, study.budget.unet_calls
+    costs = calls_of(study, candidates) if calls is not None else []
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
+        calls = None
+    ends = [0] * len(candidates) if calls is None else most_race_costs(known, study)
+    fits = (
+        entrants
+        for entrants in range(len(candidates), 1, -1)
+        if (images is None or _race_pictures(study, entrants) <= images)
+        and (calls is None or ends[entrants - 1] <= calls)
+    )
+    return next(fits, 1)
+
+
+def most_race_costs(costs: Sequence[int], study: Study) -> list[int]:
+    """What a race costs at most, of the first candidate, the first two and so on, by what a picture of each costs.
+
+    Those that cost most may be those that stay.
+    """
+    sums, peaks = accumulate(costs), accumulate(costs, max)
+    return [
+        first + most * max(0, _race_pictures(study, entrants) - entrants)
+        for entrants, (first, most) in enumerate(zip(sums, peaks, strict=True), 1)
+    ]
+
+
+def _race_pictures(study: Study, entrants: int) -> int:
+    return pictures(entrants, len(study.instances), study.search.keep, always=1)
+
+
+def trial_count(study: Study, found: Survey | None, raced: Sequence[Settings] | None = None) -> int:
+    """The trials that a study deals, at most; `raced` are the entrants of its race."""
+    if raced is not None:
+        return len(raced)
     search, candidates = study.search, len(found.candidates) if found else study.space.size
     if search.strategy == "coordinate":
         values = sum(len(domain.points() or ()) for domain in study.space.axes.values())
@@ -65,38 +116,93 @@ def trial_count(study: Study, found: Survey | None) -> int:
 def image_count(study: Study, trials: int) -> int:
     """The pictures of a study, at most: of the search without its early looks, and of the validation."""
     instances, search = len(study.instances), study.search
-    drawn = pictures(trials, instances, search.keep) if search.strategy == "halving" else trials * instances
+    races = search.strategy == "halving"
+    drawn = _race_pictures(study, trials) if races else trials * instances
     if study.budget.images is not None:
         drawn = min(drawn, study.budget.images)  # the validation is outside the search's budget
     return drawn + min(trials, VALIDATED + 1) * len(study.validation_instances)
 
 
-def make_plan(study: Study, known: Container[str], judged: int, root: str, warnings: tuple[str, ...]) -> Plan:
+def of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
+    """Past trials that the study, as its file is now, would deal too, under their own settings or a twin's."""
+    candidates = {study.judge.candidate(settings) for settings in (found.candidates if found else ())}
+    return [
+        trial
+        for trial in past
+        if study.judge.candidate(trial.settings) in candidates or study.holds(trial.settings)
+    ]
+
+
+def gone_on_with(past: Sequence[PastTrial], study: Study) -> list[PastTrial]:
+    """What the study's search goes on with, of past trials of this space: what another search did does not count.
+
+    A grid of every cell, and a sampler, take what is decided from whoever decided it.
+    """
+    search, instances = study.search, len(study.instances)
+    if search.samples:
+        from search_spaces.strategies import optuna_sampler
+
+        assert search.trials is not None
+        first = {study.judge.candidate(settings) for settings in study.first}
+        enqueued = {trial.number for trial in past if study.judge.candidate(trial.settings) in first}
+        chosen = optuna_sampler.gone_on_with(past, instances, search.trials, enqueued)
+        return [trial for trial in past if trial.number in chosen]
+    whole = search.strategy == "grid" and search.trials is None
+    own = [
+        replace(
+            trial,
+            outcomes={
+                instance: outcome
+                for instance, outcome in trial.outcomes.items()
+                if whole or trial.dealt_by.get(instance, search.strategy) == search.strategy
+            },
+        )
+        for trial in past
+    ]
+    return [trial for trial in own if trial.outcomes]
+
+
+def judged(past: Sequence[PastTrial], study: Study) -> int:
+    """How many of the study's instances past trials were judged on."""
+    return sum(instance < len(study.instances) for trial in past for instance in trial.outcomes)
+
+
+def make_plan(
+    study: Study,
+    known: Container[str],
+    past: Sequence[PastTrial],
+    root: str,
+    warnings: tuple[str, ...],
+    race: Callable[[Survey | None], Sequence[Settings] | None] = lambda _: None,
+) -> Plan:
     """The plan of a resolved study.
 
-    `known` holds the image_ids that the catalog has; `judged` counts the images that the study has had.
+    `known` holds the image_ids that the catalog has, `past` the trials that the study has had; `race` gives the
+    entrants of its race, where it is one, from the survey of its lattice.
     """
-    from workers.pipelines.loading import unet_calls
-
     found = surveyed(study)
-    trials = trial_count(study, found)
-    sample = found.candidates if found else []
-    calls = [unet_calls(study.model, study.judge.complete(settings)) for settings in sample]
+    raced = race(found)
+    trials = trial_count(study, found, raced)
+    sample = raced or (found.candidates if found else [])
+    calls = calls_of(study, sample)
     known_calls = [count for count in calls if count is not None]
     images = image_count(study, trials)
-    each = images / len(sample) if sample else 0.0  # of every candidate, on average
     counted = bool(sample) and len(known_calls) == len(calls)
-    total_calls = round(sum(known_calls) * each) if counted else None
+    total_calls = _cost(known_calls, study, images, raced is not None) if counted else None
     # A sampler's trials are not known beforehand: only those that it has had are.
     all_of_them = study.search.strategy == "grid" and study.search.trials is None
-    have = _already_there(study, sample, known) if all_of_them else judged
+    there = of_this_space(past, study, found)
+    own = gone_on_with(there, study)
+    fresh = len(study.validation_instances)
+    have = _already_there(study, sample, known) if all_of_them else judged(own, study)
+    have += sum(instance < fresh for trial in there for instance in trial.validation)
     to_generate = max(0, images - have)
     rows = [
         count * (2 if guidance_is_on(study.judge.complete(settings), study.model) else 1)
         for settings, count in zip(sample, calls, strict=True)
         if count is not None
     ]
-    total_rows = sum(rows) * each if counted else None
+    total_rows = _cost(rows, study, images, raced is not None) if counted else None
     rate = remembered_rate(study, root)
     seconds = None
     if rate is not None and total_rows is not None and images:
@@ -113,7 +219,17 @@ def make_plan(study: Study, known: Container[str], judged: int, root: str, warni
         inert=found.inert if found else {},
         infeasible=found.infeasible if found else {},
         warnings=warnings,
+        tried=len(own),
+        left_out=len(found.candidates) - trials if found and raced and study.search.trials is None else 0,
     )
+
+
+def _cost(costs: Sequence[int], study: Study, images: int, races: bool) -> int:
+    """What a study costs, by what a picture of each of its candidates does; of a race, at most."""
+    if not races:
+        return round(sum(costs) * images / len(costs))
+    validated = min(len(costs), VALIDATED + 1) * len(study.validation_instances)
+    return most_race_costs(costs, study)[-1] + max(costs) * validated
 
 
 def _already_there(study: Study, candidates: Sequence[Settings], known: Container[str]) -> int:
@@ -193,6 +309,19 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     if study.search.strategy == "halving":
         full = plan.trials * instances
         yield "images", f"{_up_to(study)}{plan.images:,}, of {full:,} that the grid would take, {there}"
+        if plan.left_out:
+            yield (
+                "note",
+                f"the budget lasts for a race of {plan.trials:,} of {plan.trials + plan.left_out:,} settings, "
+                "drawn at random",
+            )
+        budget = study.budget
+        if (budget.seconds or budget.gpu_seconds) and not (budget.images or budget.unet_calls):
+            yield (
+                "note",
+                "a budget of seconds may end a race before any setting is judged in full; "
+                "by one of images or unet_calls it races as many as it can bring to the end",
+            )
     else:
         yield (
             "images",
@@ -200,18 +329,32 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
             if not (study.search.validation or study.budget.images)
             else f"{_up_to(study)}{plan.images:,} of {plan.trials:,} trials × {instances} instances, {there}",
         )
-    raced = pictures(plan.trials, instances)
+    raced = pictures(plan.trials, instances, always=1)
     races = len(study.objectives) == 1 and not study.constraints
     if races and study.search.strategy == "grid" and raced <= plan.trials * instances / 2:
         yield (
             "advice",
             f"search: {{strategy: halving}} would race the same settings with about {raced:,} images",
         )
-    fewest = smallest_significant()
-    if study.search.samples and study.search.racing == "auto" and instances < fewest:
+    if study.search.samples and plan.tried >= plan.trials:
         yield (
             "note",
-            f"with {instances} instances no trial can be told to have lost, so all are judged in full; "
+            f"{plan.tried:,} trials of earlier sessions count, so that nothing new is tried: "
+            "let search.trials be more",
+        )
+    fewest = smallest_significant()
+    one_objective = len(study.objectives) == 1  # several are not raced
+    if instances == 1:
+        yield (
+            "note",
+            "with 1 instance nothing has an interval, so that nobody can tell settings apart; "
+            "2 are the fewest that could",
+        )
+    if study.search.samples and study.search.racing == "auto" and one_objective and instances < fewest:
+        yield (
+            "note",
+            f"with {instances} instance{'s' if instances > 1 else ''} no trial can be told to have lost, so all "
+            f"are judged in full; "
             f"{fewest} are the fewest that could tell",
         )
     if study.search.validation:
@@ -220,7 +363,8 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     for limit, value in study.budget.model_dump().items():
         if value is not None:
             yield "budget", f"{limit} {value:,}"
-    yield "UNet calls", "unknown" if plan.unet_calls is None else f"{plan.unet_calls:,}"
+    most = _up_to(study) if study.search.strategy == "halving" else ""
+    yield "UNet calls", "unknown" if plan.unet_calls is None else f"{most}{plan.unet_calls:,}"
     yield "disk", "unknown" if plan.disk_bytes is None else f"about {_bytes(plan.disk_bytes)}"
     yield (
         "time",

@@ -43,7 +43,7 @@ class Pool(Protocol):
     """Workers behind one queue.
 
     What is submitted comes back from `next_done` exactly once, in any order, whatever dies on the way;
-    except that a cancelled request may never come back.
+    except that a cancelled request may never come back, unless it is submitted again.
     """
 
     @property
@@ -65,7 +65,7 @@ class Pool(Protocol):
         ...
 
     def cancel(self, image_ids: Collection[str]) -> None:
-        """Forget requests that are not begun."""
+        """Forget requests, and what workers keep of those that were looked at."""
         ...
 
     def next_done(self, timeout: float) -> Sequence[Done]:
@@ -90,6 +90,7 @@ class InProcessPool:
         self._queue: deque[ImageRequest] = deque()
         self._stored: list[tuple[ImageRequest, Picture]] = []
         self._held: set[str] = set()
+        self._to_forget: set[str] = set()
 
     @property
     def free(self) -> int:
@@ -110,7 +111,9 @@ class InProcessPool:
         self._stored.extend(stored)
 
     def cancel(self, image_ids: Collection[str]) -> None:
-        """Forget requests that are not begun."""
+        """Forget requests; the worker hears of it with its next call."""
+        self._to_forget |= set(image_ids)
+        self._held -= set(image_ids)
         self._queue = deque(request for request in self._queue if request.image_id not in image_ids)
 
     def next_done(self, timeout: float) -> Sequence[Done]:  # noqa: ARG002  # nothing here waits
@@ -119,11 +122,15 @@ class InProcessPool:
             batch, self._stored = self._stored[: self._batch], self._stored[self._batch :]
             scored = self._worker.score([(request, picture.png()) for request, picture in batch])
             return [done(finished, None) for finished in scored]
-        new = [self._queue.popleft() for _ in range(min(self._batch - len(self._held), len(self._queue)))]
+        to_forget, self._to_forget = self._to_forget, set()
+        ready = [request for request in self._queue if request.image_id not in to_forget]
+        new = ready[: self._batch - len(self._held)]
+        for request in new:
+            self._queue.remove(request)
         self._held |= {request.image_id for request in new}
-        if not self._held:
+        if not (self._held or to_forget):
             return []
-        results = self._worker.advance(new)
+        results = self._worker.advance(new, to_forget)
         self._held -= {finished.request.image_id for finished in results}
         return [done(finished, PngPicture(finished.png) if finished.png else None) for finished in results]
 

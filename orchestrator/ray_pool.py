@@ -119,7 +119,7 @@ class _Call:
     """One call under way: what it returns, and what it was given to forget."""
 
     buffer: Any
-    cancelled: frozenset[str]
+    cancelled: set[str]
     loading: bool = False
 
 
@@ -192,12 +192,14 @@ class RayPool:
         self._dispatch()
 
     def cancel(self, image_ids: Collection[str]) -> None:
-        """Forget requests that are not begun; actors hear of it with their next call."""
+        """Forget requests, and what is set aside of them; actors hear of it with their next call."""
         unwanted = set(image_ids)
         self._queue = deque(request for request in self._queue if request.image_id not in unwanted)
         self._suspects = deque(request for request in self._suspects if request.image_id not in unwanted)
         for actor in self._actors:
             actor.to_forget |= unwanted & (actor.held.keys() - actor.stored.keys())
+        for image_id in unwanted & self._aside.keys():
+            self._aside.pop(image_id).to_forget.add(image_id)
 
     def next_done(self, timeout: float) -> Sequence[Done]:
         """Everything that has finished, waiting at most `timeout` seconds for the first of it."""
@@ -223,7 +225,7 @@ class RayPool:
 
     def _start(self) -> _Actor:
         actor = _Actor(self._remote.remote(), self._batch)
-        actor.calls[actor.handle.load.remote(self._make_worker)] = _Call(None, frozenset(), loading=True)
+        actor.calls[actor.handle.load.remote(self._make_worker)] = _Call(None, set(), loading=True)
         return actor
 
     def _dispatch(self) -> None:
@@ -256,22 +258,28 @@ class RayPool:
             actor.stored |= {request.image_id: picture for request, picture in batch}
             call = actor.handle.score.options(num_returns=2)
             metadata, buffer = call.remote([(request, picture.png()) for request, picture in batch])
-            actor.calls[metadata] = _Call(buffer, frozenset())
+            actor.calls[metadata] = _Call(buffer, set())
             return True
         new = self._next(actor, min(actor.batch, room))
         to_generate = actor.held.keys() - actor.stored.keys()
-        if not new and not to_generate:
+        if not (new or to_generate or actor.to_forget):
             return False
         self._advance(actor, new)
         return True
 
     def _next(self, actor: _Actor, count: int) -> list[ImageRequest]:
-        """The next requests for an actor: not those that another keeps half done, unless that one is busy."""
+        """The next requests for an actor: not those that another keeps half done, unless that one is busy.
+
+        What the actor is to forget it must have forgotten before it gets it again.
+        """
         suitable = [
             request
             for request in self._queue
-            if (owner := self._aside.get(request.image_id, actor)) is actor
-            or (not actor.held and len(owner.held) >= CALLS_AHEAD * owner.batch)
+            if request.image_id not in actor.to_forget
+            and (
+                (owner := self._aside.get(request.image_id, actor)) is actor
+                or (not actor.held and len(owner.held) >= CALLS_AHEAD * owner.batch)
+            )
         ]
         new = suitable[: max(0, count)]
         taken = {request.image_id for request in new}
@@ -280,8 +288,10 @@ class RayPool:
         return new
 
     def _advance(self, actor: _Actor, new: Sequence[ImageRequest]) -> None:
+        for call in actor.calls.values():  # what comes in again is held, whatever was to be forgotten before
+            call.cancelled -= {request.image_id for request in new}
         actor.held |= {request.image_id: request for request in new}
-        cancelled, actor.to_forget = frozenset(actor.to_forget), set()
+        cancelled, actor.to_forget = actor.to_forget, set()
         metadata, buffer = actor.handle.advance.options(num_returns=2).remote(new, cancelled)
         actor.calls[metadata] = _Call(buffer, cancelled)
 

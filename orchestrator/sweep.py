@@ -100,6 +100,7 @@ class _Sweep:
         self._took: dict[str, float] = {}  # seconds of stored pictures that are only scored
         self._begun, self._seconds_before = clock(), spent.seconds
         self._looked: dict[str, tuple[int, float]] = {}  # UNet calls and seconds up to the latest look
+        self._set_aside: dict[str, set[int]] = {}  # trials that requests which were looked at are of
         self._waiting: dict[str, list[tuple[Assignment, ImageRequest]]] = {}
         self._done: list[Done] = []
         self._judged: list[Judged] = []
@@ -191,7 +192,12 @@ class _Sweep:
                 if note not in self._progress.notes:
                     self._progress.notes.append(note)
             outcome = self._measured(done)
-            for assignment, request in self._waiting.pop(done.request.image_id, ()):
+            asked = self._waiting.pop(done.request.image_id, ())
+            if isinstance(outcome, Looked):
+                self._set_aside[done.request.image_id] = {assignment.trial.number for assignment, _ in asked}
+            else:
+                self._set_aside.pop(done.request.image_id, None)
+            for assignment, request in asked:
                 self._judged.append(_judged(assignment, request, outcome))
 
     def _measured(self, done: Done) -> Outcome:
@@ -199,8 +205,8 @@ class _Sweep:
         seconds = self._took.pop(done.request.image_id, done.provenance.seconds_generate)
         if not isinstance(done.outcome, Scored):
             return done.outcome
-        made = {GPU_SECONDS: seconds}
-        return Scored({**done.outcome.scores, **{name: made[name] for name in self._study.measures}})
+        made = {GPU_SECONDS: seconds} if GPU_SECONDS in self._study.measures else {}
+        return Scored({**done.outcome.scores, **made})
 
     def _spend(self, done: Done) -> None:
         """Count what a result has cost since the latest look at it, and the rows per second.
@@ -260,10 +266,19 @@ class _Sweep:
         self._tracker.trials(finished)
 
     def _drop(self, trials: set[int]) -> None:
-        """Take the remaining work of trials out of the queue, except what another trial waits for."""
+        """Take the remaining work of trials out of the queue, except what another trial waits for.
+
+        What workers have set aside of them after a look goes too.
+        """
         if not trials:
             return
         unwanted = []
+        for image_id, owners in list(self._set_aside.items()):
+            owners -= trials
+            if not owners:
+                del self._set_aside[image_id]
+                if image_id not in self._waiting:
+                    unwanted.append(image_id)
         for image_id, waiting in list(self._waiting.items()):
             kept = [pair for pair in waiting if pair[0].trial.number not in trials]
             if kept:

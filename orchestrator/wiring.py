@@ -16,6 +16,8 @@ from PIL import Image
 
 from orchestrator.catalog.parquet import holds_another, past_trials
 from orchestrator.catalog.tables import Tables
+from orchestrator.plan import admitted, calls_of, remembered_rate, surveyed
+from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.tracking.comet import (
@@ -28,10 +30,12 @@ from orchestrator.tracking.comet import (
 from search_spaces import study_file
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription, ScorerDescription
-from search_spaces.requests import Failed, ImageRequest, Scored, Value
+from search_spaces.objectives import PRESERVATION
+from search_spaces.requests import Failed, ImageRequest, Scored, Settings, Trial, Value
+from search_spaces.space import Survey, guidance_is_on
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
-from search_spaces.strategies.halving import Halving, pictures
+from search_spaces.strategies.halving import Halving
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.strategies.validation import Validation
@@ -40,6 +44,8 @@ from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.pipelines import Generated, Pipeline
 from workers.png import as_png, decode_png, encode_png
+from workers.scoring import Scorer
+from workers.scoring.preservation import PreservationScorer, kept
 from workers.worker import Worker
 
 if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` need not wait for
@@ -111,7 +117,65 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
             f"{path}: the catalog under {root} holds trials of another study named {study.name!r}; "
             "give this one another name under 'study', or another --root"
         )
-    return Resolved(study, path.read_text(encoding="utf-8"), images, tuple(_stretched(study, images)))
+    _check_preservation(study, images, path)
+    _check_calls(study, path)
+    _check_race(study, path)
+    warnings = (*_stretched(study, images), *_short_of_time(study, root))
+    return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
+
+
+def _first_cost(study: Study) -> tuple[Settings, int] | None:
+    """The settings that are tried first, and their UNet calls over all instances; None where nobody knows."""
+    found = surveyed(study) if not study.first else None
+    able = study.first[:1] or (found.candidates if found else [])
+    costs = [(calls, settings) for calls, settings in zip(calls_of(study, able), able, strict=True) if calls]
+    if not costs:
+        return None
+    calls, settings = min(costs, key=lambda cost: cost[0])
+    return settings, calls * len(study.instances)
+
+
+def _check_calls(study: Study, path: Path) -> None:
+    """A budget of UNet calls lasts for the settings that are tried first."""
+    budget = study.budget.unet_calls
+    first = _first_cost(study) if budget is not None else None
+    if budget is not None and first is not None and budget < first[1]:
+        settings, needed = first
+        raise InputError(
+            f"{path}: budget.unet_calls: {budget:,} are fewer than the {needed:,} that one candidate "
+            f"({settings_text(settings)}) takes on {len(study.instances)} instances"
+        )
+
+
+def _check_race(study: Study, path: Path) -> None:
+    """A race's budget lasts for the settings that are tried first, the model's own among them."""
+    if study.search.strategy != "halving" or not study.budget.is_set:
+        return
+    first = {study.judge.candidate(settings) for settings in study.first}
+    entrants = len(raced(study, None) or ())
+    if entrants < len(first):
+        raise InputError(
+            f"{path}: budget: it lasts for a race of {entrants} setting{'s' if entrants > 1 else ''}, and "
+            f"{len(first)} are tried first, those of search.enqueue and the model's own; give more, or enqueue fewer"
+        )
+
+
+def _short_of_time(study: Study, root: str) -> Iterator[str]:
+    """A warning for a budget of seconds that the settings tried first are likely to use up."""
+    limits = {"seconds": study.budget.seconds, "gpu_seconds": study.budget.gpu_seconds}
+    if not any(limits.values()):
+        return
+    rate, first = remembered_rate(study, root), _first_cost(study)
+    if rate is None or first is None:
+        return
+    rows = 2 if guidance_is_on(study.judge.complete(first[0]), study.model) else 1
+    needed = first[1] * rows / rate
+    for name, limit in limits.items():
+        if limit is not None and limit < needed:
+            yield (
+                f"budget.{name}: {limit:g} s are likely too few for one candidate, which takes about "
+                f"{needed:.3g} s at the last run's speed"
+            )
 
 
 MOST_COMBINATIONS = 1000
@@ -180,6 +244,33 @@ def _check_inputs_suit(spec: StudySpec, model: ModelDescription, path: Path) -> 
                 raise InputError(f"{path}: inputs[{number}].{key}: the task {model.task} takes no {key}")
 
 
+def _check_preservation(study: Study, images: Mapping[str, Image.Image], path: Path) -> None:
+    """Where preservation counts, every input has a mask that keeps a part of its image, at every size."""
+    if PRESERVATION not in study.measures:
+        return
+    if study.model.task != "inpainting":
+        raise InputError(
+            f"{path}: {PRESERVATION} compares a picture with its input image outside the mask, and the task "
+            f"{study.model.task} has no mask; leave it out of objectives and constraints"
+        )
+    for number, item in enumerate(study.inputs):
+        image, mask = images[str(item.image)], images[str(item.mask)]
+        for width, height in product(_sizes(study, "width", image), _sizes(study, "height", image)):
+            if not kept(mask, (width, height)).any():
+                raise InputError(
+                    f"{path}: inputs[{number}].mask: {item.mask_name} covers everything at {width}×{height} "
+                    f"pixels, so that {PRESERVATION} has nothing to compare; keep a part of the image black in it, "
+                    "or leave that score out"
+                )
+
+
+def _sizes(study: Study, name: str, image: Image.Image) -> list[int]:
+    """The widths or heights that a study draws; the input image's own where the pipeline takes that."""
+    domain = study.space.axes.get(name)
+    values = (study.settings.get(name),) if domain is None else domain.points() or ()
+    return [value if isinstance(value, int) else getattr(image, name) for value in values]
+
+
 def _stretched(study: Study, images: Mapping[str, Image.Image]) -> list[str]:
     """A warning for each input image whose shape the pipeline will distort."""
     width, height = study.settings.get("width"), study.settings.get("height")
@@ -206,21 +297,35 @@ def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
         return Coordinate(trials, axes, search.order, start, instances, search.rounds, search.keep, first)
     if search.strategy == "refine":
         return Refine(trials, study.space.axes, instances, search.trials, search.keep, study.first)
-    # Where not all cells may have their turn, those that have are drawn at random.
-    partly = search.trials is not None or study.budget.is_set
-    walk = study.space.shuffled(search.seed) if partly else study.space.by_cost().lattice()
-    cells = chain(study.first, walk)
     if search.strategy == "grid":
-        return Grid(trials, cells, instances, search.trials)
-    entrants = list(islice(trials.candidates(cells), search.trials))
-    while study.budget.images is not None and len(entrants) > 1:
-        if pictures(len(entrants), instances, search.keep) <= study.budget.images:
-            break
-        entrants.pop()  # so many cannot be raced to the end
+        return Grid(trials, _cells(study), instances, search.trials)
+    entrants = race_entrants(study, trials)
     looks = search.early_look == "auto" and study.model.family.slots
     baseline = judge.candidate(study.baseline)
     always = {trial.number for trial in entrants if judge.candidate(trial.settings) == baseline}
     return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed, always)
+
+
+def _cells(study: Study) -> Iterable[dict[str, Value]]:
+    """The cells in the order of their turns; where not all may have theirs, those that have are drawn at random."""
+    partly = study.search.trials is not None or study.budget.is_set
+    walk = study.space.shuffled(study.search.seed) if partly else study.space.by_cost().lattice()
+    return chain(study.first, walk)
+
+
+def race_entrants(study: Study, trials: Trials) -> list[Trial]:
+    """The trials of a study's race: as many as it may have, and as its budget lasts for."""
+    entrants = list(islice(trials.candidates(_cells(study)), study.search.trials))
+    return entrants[: admitted(study, [trial.settings for trial in entrants])]
+
+
+def raced(study: Study, found: Survey | None) -> Sequence[Settings] | None:
+    """The settings that a study races; None where it does not race all at once. `found` is a walk over them all."""
+    if study.search.strategy != "halving":
+        return None
+    if found and study.search.trials is None and not study.budget.is_set:
+        return found.candidates
+    return [trial.settings for trial in race_entrants(study, Trials(study.judge, study.objective))]
 
 
 def make_validation(study: Study, past: Sequence[PastTrial]) -> Validation:
@@ -296,7 +401,9 @@ def build_worker(setup: WorkerSetup) -> Worker:
     scorer = load_scorer(study.scorer, device)
     inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
     name, overlap = torch.cuda.get_device_name() if device == "cuda" else "cpu", device == "cuda"
-    scorers = {study.objective: scorer}
+    scorers: dict[str, Scorer] = {study.objective: scorer}
+    if PRESERVATION in study.scorers:
+        scorers[PRESERVATION] = PreservationScorer(inputs)
     if not study.model.family.slots:
         whole = WholeCallPipeline(pipeline, study.model, inputs, setup.batch)
         return Worker(whole, scorers, name, setup.batch, overlap, study.image_format)
@@ -375,12 +482,12 @@ def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], 
     asked, model = study.engine.rows, study.model
     engine = SlotEngine(pipeline, model, inputs, 2 if asked == "auto" else asked)
     if asked == "auto":
-        example = study.request(study.example, study.instances[0])
+        example, size = _largest_example(study, inputs)
         facts = {
             "model": model.identity,
             "pipeline": model.pipeline,
             "dtype": model.dtype,
-            "size": [example.settings.get("width"), example.settings.get("height")],
+            "size": size,
             "device": device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -393,6 +500,24 @@ def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], 
     if study.engine.compile:
         engine.compile()
     return engine
+
+
+def _largest_example(
+    study: Study, inputs: Mapping[str, Image.Image]
+) -> tuple[ImageRequest, tuple[Value, Value]]:
+    """A request of the study, with the width and height that it draws at: where the input says, of the largest."""
+
+    def size(request: ImageRequest) -> tuple[Value, Value]:
+        asked = request.settings.get("width"), request.settings.get("height")
+        return asked if request.image is None or None not in asked else inputs[request.image].size
+
+    def pixels(request: ImageRequest) -> int:
+        width, height = size(request)
+        return width * height if isinstance(width, int) and isinstance(height, int) else 0
+
+    instances = study.instances[: len(study.inputs)]  # of one seed
+    example = max((study.request(study.example, instance) for instance in instances), key=pixels)
+    return example, size(example)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What one setting may be: a list of values, or a range of numbers."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -73,6 +74,37 @@ class IntRange(_Domain):
 
 
 Domain = Annotated[Choices | FloatRange | IntRange, Field(discriminator="kind")]
+
+
+def offers(domain: Domain, value: Value) -> bool:
+    """Whether a value is one of a list's, or of a range's: on its lattice, where it has one."""
+    if isinstance(domain, Choices):
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in domain.values)
+    points = domain.points()
+    return spans(domain, value) and (points is None or value in points)
+
+
+def spans(domain: Domain, value: Value) -> bool:
+    """Whether a number lies between the smallest and the largest that a domain offers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not isinstance(domain, Choices):
+        return domain.low <= value <= domain.high
+    numbers = [each for each in domain.values if isinstance(each, int | float) and not isinstance(each, bool)]
+    return bool(numbers) and min(numbers) <= value <= max(numbers)
+
+
+def landmarks(domain: FloatRange, others: Iterable[Domain]) -> Sequence[float]:
+    """Values of a continuous range of which each differs from its neighbours in which other domains contain it.
+
+    Those are the ends of all, as far as they lie in the range, and the floats beside them.
+    """
+    ends = [domain.low, domain.high]
+    for other in others:
+        values = other.values if isinstance(other, Choices) else (other.low, other.high)
+        ends += [value for value in values if isinstance(value, int | float)]
+    near = {math.nextafter(end, to) for end in ends for to in (-math.inf, end, math.inf)}
+    return sorted(value for value in near if domain.low <= value <= domain.high)
 
 
 def contains(domain: Domain, value: Value) -> bool:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.requests import Settings, Value
+from search_spaces.objectives import PRESERVATION
+from search_spaces.requests import ImageRequest, Settings, Value
 
 Task = Literal["text-to-image", "image-to-image", "inpainting"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -180,15 +181,31 @@ class ModelDescription(BaseModel):
 
 
 class ScorerDescription(BaseModel):
-    """A scorer and the exact model behind it; `id` is the key of the catalog's scores table."""
+    """A scorer and the exact model behind it; `id` is the key of the catalog's scores table.
+
+    One that reads no text judges a picture by its pixels and its inputs alone.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
     model: str
     location: str
     revision: str
+    reads_text: bool = True
+
+    def text_of(self, request: ImageRequest) -> str:
+        """The text that a request's picture is judged by, as the scores table has it; "" where that is none."""
+        return request.score_text if self.reads_text else ""
 
     @property
     def id(self) -> str:
         """Name, model and revision, such as `clip_score/toyworld@sha256:…`."""
         return f"{self.name}/{self.model}@{self.revision}"
+
+
+PIXEL_SCORERS: Mapping[str, ScorerDescription] = {
+    PRESERVATION: ScorerDescription(
+        name=PRESERVATION, model="pixels", location="", revision="1", reads_text=False
+    )
+}
+"""Scorers that are a formula over pixels, by the score that they give; another formula is another revision."""

@@ -10,8 +10,13 @@ Direction = Literal["maximize", "minimize"]
 
 CLIP_SCORE = "clip_score"
 GPU_SECONDS = "gpu_seconds"
-SCORES = (CLIP_SCORE, GPU_SECONDS)
-"""What an objective or a constraint may name; `gpu_seconds` is a worker's time for one image, on a CPU too."""
+PRESERVATION = "preservation_psnr"
+SCORES = (CLIP_SCORE, GPU_SECONDS, PRESERVATION)
+"""What an objective or a constraint may name.
+
+`gpu_seconds` is a worker's time for one image, on a CPU too; `preservation_psnr` is how alike picture and input
+image are outside the mask, in dB.
+"""
 
 
 @dataclass(frozen=True)

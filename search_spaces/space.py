@@ -4,10 +4,12 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from graphlib import TopologicalSorter
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import Domain, contains
+from search_spaces.domains import Choices, Domain, FloatRange, contains, landmarks
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Settings, Value, content_hash
 
@@ -185,7 +187,8 @@ Exclusion = Mapping[str, Domain]
 class Judge:
     """Tells a strategy which swept settings are the same candidate and which cannot run.
 
-    Of `axes` the conditions count: where one does not hold, its setting is the model's default.
+    Of `axes` the conditions count: where one does not hold, its setting is the model's default. No setting may
+    depend on itself, through others.
     """
 
     fixed: Settings
@@ -196,10 +199,18 @@ class Judge:
     def complete(self, swept: Settings) -> dict[str, Value]:
         """Fixed and swept settings together, without what their conditions do not allow."""
         settings = {**self.fixed, **swept}
-        for name, domain in self.axes.items():
-            if domain.when and not domain.applies(settings):
+        for name in self._conditional:
+            if not self.axes[name].applies(settings):
                 settings[name] = self.model.keywords.get(name)
         return settings
+
+    @cached_property
+    def _conditional(self) -> list[str]:
+        """The axes with a condition, each after those that its condition names."""
+        depends = {name: domain.when.keys() & self.axes.keys() for name, domain in self.axes.items()}
+        if not any(depends.values()):
+            return [name for name, domain in self.axes.items() if domain.when]
+        return [name for name in TopologicalSorter(depends).static_order() if self.axes[name].when]
 
     def candidate(self, swept: Settings) -> str:
         """Equal for settings that draw the same pictures."""
@@ -216,6 +227,40 @@ class Judge:
     def steps(self, swept: Settings) -> int | None:
         """Denoising steps that the settings run; None where their family's rule is not known."""
         return effective_steps(self.complete(swept), self.model)
+
+
+def telling_cells(space: Space, judge: Judge) -> Iterator[dict[str, Value]]:
+    """Few cells, of which one can run wherever the space has one that can: none needs to be walked for it.
+
+    Of an axis' values those are alike that the same rules and conditions name and the same schedulers take; the
+    largest number stands for them, since more steps and strength never leave fewer effective steps.
+    """
+    axes: dict[str, Domain] = {name: Choices(values=_telling(name, space, judge)) for name in space.axes}
+    return Space(axes=axes).lattice()
+
+
+def _telling(name: str, space: Space, judge: Judge) -> tuple[Value, ...]:
+    """One value of each kind that an axis has."""
+    domain, limits = space.axes[name], judge.model.step_limits
+    rules = [rule[name] for rule in judge.exclude if name in rule]
+    rules += [Choices(values=each.when[name]) for each in space.axes.values() if name in each.when]
+    points = domain.points()
+    if points is None:
+        assert isinstance(domain, FloatRange)
+        points = landmarks(domain, rules)
+    found: dict[object, Value] = {}
+    for value in points:
+        kind: list[object] = [contains(rule, value) for rule in rules]
+        if name == "scheduler":
+            kind.append(limits.get(str(value)))
+        elif name == "num_inference_steps" and isinstance(value, int):
+            kind += [fewest <= value <= (most or value) for fewest, most in limits.values()]
+        elif name in _CUT_OTHERWISE:
+            kind.append(value is None)
+        before = found.setdefault(tuple(kind), value)
+        if isinstance(value, int | float) and (not isinstance(before, int | float) or value > before):
+            found[tuple(kind)] = value
+    return tuple(found.values())
 
 
 @dataclass

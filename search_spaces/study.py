@@ -3,16 +3,17 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import Domain, FloatRange, IntRange, contains
+from search_spaces.domains import Domain, FloatRange, IntRange, contains, offers, spans
 from search_spaces.errors import InputError, did_you_mean, shown
-from search_spaces.models import Kind, ModelDescription, ScorerDescription, is_of_kind
+from search_spaces.models import PIXEL_SCORERS, Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.objectives import Constraint, Direction, parse_constraint
 from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value, content_hash
-from search_spaces.space import Judge, Space, canonical_settings
+from search_spaces.space import Judge, Space, canonical_settings, telling_cells
 from search_spaces.strategies.staged import coarse
 from search_spaces.study_file import BudgetSpec, CometSpec, EngineSpec, SearchSpec, StudySpec
 
@@ -23,7 +24,7 @@ VALIDATION_SEED = 20_261_122
 """Of the seeds that no search sees; the same for all studies, so that their pictures are shared."""
 
 SURVEY_LIMIT = 1_000_000
-"""Cells beyond which a space is not walked just to find out whether any of it can run."""
+"""Cells beyond which a space is not walked before anything is asked for."""
 
 
 class PinnedInput(BaseModel):
@@ -72,8 +73,14 @@ class Study(BaseModel):
 
     @property
     def measures(self) -> frozenset[str]:
-        """The scores that count beside the scorer's: measured as an image is made, not judged from it."""
+        """The scores that count beside the first objective: judged from pixels, or measured as an image is made."""
         return frozenset({*self.objectives, *(bound.score for bound in self.constraints)}) - {self.objective}
+
+    @property
+    def scorers(self) -> dict[str, ScorerDescription]:
+        """What judges the pictures, by the score that it gives."""
+        pixels = {name: each for name, each in PIXEL_SCORERS.items() if name in self.measures}
+        return {self.objective: self.scorer, **pixels}
 
     @property
     def judge(self) -> Judge:
@@ -95,6 +102,24 @@ class Study(BaseModel):
         named = [{**self.baseline, **settings} for settings in self.search.enqueue]
         return [settings for settings in [*named, self.baseline] if self.judge.obstacle(settings) is None]
 
+    def holds(self, swept: Settings) -> bool:
+        """Whether the study, as its file is now, may try some swept settings of an earlier session.
+
+        Values may have left an axis since, or been excluded. A refinement leaves the lattice between its ends.
+        """
+        judge = self.judge
+        settings = judge.complete(swept)
+        if judge.obstacle(swept) is not None:
+            return False
+        if judge.candidate(swept) in {judge.candidate(first) for first in self.first}:
+            return True
+        closer = self.search.strategy == "refine"
+        return all(
+            name in swept and (offers(domain, swept[name]) or (closer and spans(domain, swept[name])))
+            for name, domain in self.space.axes.items()
+            if domain.applies(settings)
+        )
+
     @property
     def example(self) -> dict[str, Value]:
         """Swept settings that can run, of the largest values where those can."""
@@ -105,9 +130,9 @@ class Study(BaseModel):
             last[name] = domain.high if isinstance(domain, FloatRange) else (points or ())[-1]
             if points and numbers:
                 last[name] = max(points, key=lambda value: value or 0)
-        if self.judge.obstacle(last) is None or self.space.size is None:
-            return last
-        return next(cell for cell in self.space.lattice() if self.judge.obstacle(cell) is None)
+        judge = self.judge
+        cells = telling_cells(self.space, judge)
+        return next((cell for cell in (last, *cells) if judge.obstacle(cell) is None), last)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -212,6 +237,7 @@ def pin(
     _check_conditions(study, source)
     _check_search(study, source)
     _check_something_can_run(study, source)
+    _check_branches(study, source)
     return study
 
 
@@ -288,7 +314,13 @@ def _check_sizes(spec: StudySpec, model: ModelDescription, source: str) -> None:
 
 
 def _check_conditions(study: Study, source: str) -> None:
-    """Conditions and exclusions speak of settings that the study has, and no condition can never hold."""
+    """Conditions and exclusions speak of settings that the study has, and no setting depends on itself."""
+    depends = {name: domain.when.keys() for name, domain in study.space.axes.items()}
+    try:
+        TopologicalSorter(depends).prepare()
+    except CycleError as error:
+        circle = " → ".join(reversed(error.args[1]))
+        raise InputError(f"{source}: space: the conditions under 'when' go in a circle: {circle}") from None
     for name, domain in study.space.axes.items():
         for other, wanted in domain.when.items():
             where = f"{source}: space.{name}.when.{other}"
@@ -327,6 +359,12 @@ def _check_search(study: Study, source: str) -> None:
         obstacle = study.judge.obstacle({**study.baseline, **settings})
         if obstacle is not None:
             raise InputError(f"{source}: search.enqueue[{number}] cannot run: {obstacle}")
+    tried_first = {study.judge.candidate(settings) for settings in study.first}
+    if search.trials is not None and search.trials < len(tried_first):
+        raise InputError(
+            f"{source}: search.trials: {search.trials} are fewer than the {len(tried_first)} settings that are tried "
+            "first, those of search.enqueue and the model's own"
+        )
     size = study.space.size
     if search.strategy == "halving" and search.trials is None and size is not None and size > SURVEY_LIMIT:
         raise InputError(
@@ -353,14 +391,25 @@ def _enqueued(search: SearchSpec) -> list[tuple[str, Sequence[str]]]:
 
 
 def _check_something_can_run(study: Study, source: str) -> None:
-    size, obstacle = study.space.size, None
-    if size is None or size > SURVEY_LIMIT:
-        return
-    for cell in study.space.lattice():
-        obstacle = study.judge.obstacle(cell)
+    judge, obstacle = study.judge, None
+    for cell in telling_cells(study.space, judge):
+        obstacle = judge.obstacle(cell)
         if obstacle is None:
             return
     raise InputError(f"{source}: no cell of the space can run: {obstacle}")
+
+
+def _check_branches(study: Study, source: str) -> None:
+    """Every condition holds in a cell that can run."""
+    judge = study.judge
+    able = [cell for cell in telling_cells(study.space, judge) if judge.obstacle(cell) is None]
+    for name, domain in study.space.axes.items():
+        if domain.when and not any(domain.applies(judge.complete(cell)) for cell in able):
+            raise InputError(
+                f"{source}: space.{name}.when: no cell that can run has "
+                + " and ".join(f"{k} {' or '.join(map(shown, v))}" for k, v in domain.when.items())
+                + f", so that {name} would never be swept"
+            )
 
 
 def difference(old: Study, new: Study) -> str | None:

@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task
-from search_spaces.objectives import parse_constraint
+from search_spaces.objectives import CLIP_SCORE, PRESERVATION, parse_constraint
 from search_spaces.requests import Value, canonical
 
 
@@ -135,10 +135,13 @@ def _parse_conditions(name: str, raw: object) -> dict[str, tuple[Value, ...]]:
         raise ValueError(f"{name}.when: {shown(raw)} is not a mapping such as {{scheduler: DDIMScheduler}}")
     if name in raw:
         raise ValueError(f"{name}.when: {name} cannot depend on itself")
-    return {
-        other: _parse_list(other, values if isinstance(values, list) else [values]).values
-        for other, values in raw.items()
-    }
+    try:
+        return {
+            other: _parse_list(other, values if isinstance(values, list) else [values]).values
+            for other, values in raw.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{name}.when.{error}") from None
 
 
 def parse_exclusion(number: int, raw: Mapping[str, object]) -> dict[str, Domain]:
@@ -353,7 +356,7 @@ class SearchSpec(_Section):
         "auto", description="auto: a sampler's trial ends early when it has lost against the best"
     )
     early_look: Literal["auto", "off"] = Field(
-        "auto", description="auto: losers stop in mid-trajectory where the picture predicted there tells"
+        "off", description="auto: losers stop in mid-trajectory where the picture predicted there tells"
     )
     keep: float = Field(
         1 / 3, gt=0, lt=1, description="share of the settings that a rung of the race leaves in it"
@@ -428,7 +431,9 @@ class EngineSpec(_Section):
         "auto",
         description="UNet rows per call; auto measures what is fastest. With guidance an image takes two",
     )
-    compile: bool = Field(False, description="compile the UNet: minutes once, then faster; for long studies")
+    compile: bool = Field(
+        False, description="compile the UNet: minutes once, then faster; for long studies on a GPU"
+    )
     offload: Literal["none", "model", "sequential"] = Field(
         "none", description="keep parts of the model in main memory where the GPU is too small for all of it"
     )
@@ -462,11 +467,15 @@ class StudySpec(_Section):
     search: SearchSpec = SearchSpec()  # type: ignore[call-arg]
     budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
     objective: Literal["clip_score"] = "clip_score"
-    objectives: list[dict[Literal["clip_score", "gpu_seconds"], Literal["maximize", "minimize"]]] = Field(
+    objectives: list[
+        dict[Literal["clip_score", "gpu_seconds", "preservation_psnr"], Literal["maximize", "minimize"]]
+    ] = Field(
         [], description="several at once, each a score and its direction: what comes out is a Pareto front"
     )
     constraints: list[str] = Field(
-        [], description="bounds that a trial's mean has to keep, such as gpu_seconds <= 2.5"
+        [],
+        description="bounds that a trial's mean has to keep, such as gpu_seconds <= 2.5 or "
+        "preservation_psnr >= 25 (dB, outside the mask)",
     )
     clip_model: str | None = Field(None, description="the CLIP that judges, named like `model`")
     comet: CometSpec = CometSpec()  # type: ignore[call-arg]
@@ -515,6 +524,8 @@ class StudySpec(_Section):
 
     def _check_objectives(self) -> None:
         """Several objectives are several, and are searched by what can have several."""
+        if not self.objectives and "objectives" in self.model_fields_set:
+            raise ValueError("objectives is empty; leave it out for clip_score alone, or give two or more")
         for number, objective in enumerate(self.objectives):
             if len(objective) != 1:
                 raise ValueError(
@@ -530,8 +541,9 @@ class StudySpec(_Section):
             raise ValueError("objectives: a score is listed twice")
         if names and "clip_score" not in names:
             raise ValueError("objectives: clip_score is missing; without it nobody looks at the pictures")
-        if {"clip_score": "minimize"} in self.objectives:
-            raise ValueError("objectives: clip_score can only be maximized")
+        for name in (CLIP_SCORE, PRESERVATION):
+            if {name: "minimize"} in self.objectives:
+                raise ValueError(f"objectives: {name} can only be maximized")
         for number, text in enumerate(self.constraints):
             try:
                 parse_constraint(text)
@@ -671,7 +683,7 @@ _NAMED_WITHIN = ("settings", "space", "search.enqueue")
 
 _PROBLEMS = {
     "float_type": "is not a number",
-    "greater_than": "must be above {gt}",
+    "greater_than": "must be above {gt:.10g}",
     "less_than_equal": "is above {le}, the most that works",
     "string_type": "is not a text",
     "int_type": "is not a whole number",
@@ -681,7 +693,7 @@ _PROBLEMS = {
     "too_short": "is empty; at least {min_length} is needed",
     "string_too_short": "is empty",
     "greater_than_equal": "is below {ge}, the least that works",
-    "less_than": "must be below {lt}",
+    "less_than": "must be below {lt:.10g}",
     "string_pattern_mismatch": "may hold letters, digits, '.', '_' and '-', and begins with a letter or digit",
 }
 
@@ -701,6 +713,10 @@ def _sentence(error: ErrorDetails) -> str:
         return f"the key {where!r} is missing"
     if kind == "literal_error" and error["loc"][:2] != ("engine", "rows"):
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        if error["loc"][0] == "objectives":
+            entry, is_score = _path(error["loc"][:2]), error["loc"][-1] == "[key]"
+            what = "score" if is_score else f"direction of {error['loc'][2]}"
+            return f"{entry}: unknown {what} {shown(given)}{did_you_mean(str(given), known)}"
         return f"{where}: unknown {error['loc'][-1]} {shown(given)}{did_you_mean(str(given), known)}"
     if error["loc"][:2] == ("engine", "rows"):
         return f"engine.rows: {shown(given)} is neither auto nor a whole number from 1 to 4096"

@@ -84,9 +84,9 @@ class Worker:
         begun = time.perf_counter()
         pictures = [(item.request, item.picture) for item in made if isinstance(item.picture, Image.Image)]
         images = [picture for _, picture in pictures]
-        texts = [request.score_text for request, _ in pictures]
-        values = {name: list(scorer.score(images, texts)) for name, scorer in self._scorers.items()}
-        notes = tuple(note for scorer in self._scorers.values() for note in scorer.notes(texts))
+        requests = [request for request, _ in pictures]
+        values = {name: list(scorer.score(images, requests)) for name, scorer in self._scorers.items()}
+        notes = tuple(note for scorer in self._scorers.values() for note in scorer.notes(requests))
         seconds = (time.perf_counter() - begun) / max(1, len(pictures))
         order = iter(range(len(pictures)))
         finished = []

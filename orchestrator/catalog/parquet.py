@@ -1,7 +1,7 @@
 """The catalog in Parquet as one study uses it, and what it knows of a study's trials."""
 
 import json
-from collections.abc import Container, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from orchestrator.catalog.ids import Index, key, keys
 from orchestrator.catalog.schema import image_row, score_rows, trial_row
 from orchestrator.catalog.tables import Tables
 from orchestrator.pool import Done, PngPicture
+from search_spaces.models import PIXEL_SCORERS
 from search_spaces.objectives import GPU_SECONDS
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from search_spaces.strategies import PastTrial
@@ -26,8 +27,8 @@ class ParquetCatalog:
     def __init__(self, tables: Tables, study: Study) -> None:
         self._tables, self._study = tables, study
         self._images = _Made(tables)
-        self._scores = Scores(tables, {study.scorer.id})
-        self._new_scores: dict[tuple[str, str], float] = {}
+        self._scores = Scores(tables, {scorer.id for scorer in study.scorers.values()})
+        self._new_scores: dict[tuple[str, str, str], float] = {}
         self.reused: set[str] = set()  # image_ids that were there before, and were asked for
 
     @property
@@ -45,19 +46,19 @@ class ParquetCatalog:
         reason = self._images.infeasible.get(image_id)
         if reason is not None:
             return Failed("infeasible", reason)
-        value = self._score(request)
         seconds = self._images.seconds(image_id) if self._study.measures else 0.0
-        if value is not None:
-            return Scored({self._study.objective: value, **dict.fromkeys(self._study.measures, seconds)})
+        scores = {GPU_SECONDS: seconds} if GPU_SECONDS in self._study.measures else {}
+        for name, scorer in self._study.scorers.items():
+            value = self._value(scorer.id, image_id, scorer.text_of(request))
+            if value is not None:
+                scores[name] = value
+        if scores.keys() >= self._study.scorers.keys():
+            return Scored(scores)
         return Unscored(PngPicture(self._tables.png(image_id)), seconds)
 
-    def _score(self, request: ImageRequest) -> float | None:
-        found = self._new_scores.get((request.image_id, request.score_text))
-        return (
-            self._scores.of(self._study.scorer.id, request.image_id, request.score_text)
-            if found is None
-            else found
-        )
+    def _value(self, scorer: str, image_id: str, text: str) -> float | None:
+        found = self._new_scores.get((scorer, image_id, text))
+        return self._scores.of(scorer, image_id, text) if found is None else found
 
     def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
         """Pictures, then their scores, then the trials that rest on them; durable on return.
@@ -73,15 +74,15 @@ class ParquetCatalog:
         )
         for item in images:
             self._images.add(item)
-        scored = [
-            item for item in done if isinstance(item.outcome, Scored) and self._score(item.request) is None
-        ]
-        self._tables.append("scores", [row for item in scored for row in score_rows(item, self._study)])
-        for item in scored:
-            assert isinstance(item.outcome, Scored)
-            value = item.outcome.scores[self._study.objective]
-            self._new_scores[item.request.image_id, item.request.score_text] = value
+        scores = {_score_key(row): row for item in done for row in score_rows(item, self._study)}
+        new = {key: row for key, row in scores.items() if self._value(*key) is None}
+        self._tables.append("scores", [*new.values()])
+        self._new_scores |= {key: float(str(row["value"])) for key, row in new.items()}
         self._tables.append("trials", [trial_row(item, self._study) for item in judged])
+
+
+def _score_key(row: Mapping[str, object]) -> tuple[str, str, str]:
+    return str(row["scorer"]), str(row["image_id"]), str(row["text"])
 
 
 class _Made:
@@ -148,30 +149,44 @@ class Scores:
         return pa.array(values, pa.float64(), mask=found < 0)
 
 
-def past_trials(tables: Tables, study: str, forget_lost: bool = False) -> list[PastTrial]:
+def past_trials(
+    tables: Tables, study: str, forget_lost: bool = False, needed: Set[str] = frozenset()
+) -> list[PastTrial]:
     """The trials of a study as the trials table has them, by number, each with what became of its instances.
 
-    Scores have the seconds that the image took beside them. `forget_lost` leaves lost instances out, so that
-    they are tried again; an instance whose picture or score is not there any more is left out too.
+    Scores have those of pixel scorers and the seconds that the image took beside them. `forget_lost` leaves lost
+    instances out, so that they are tried again; an instance whose picture or score is not there any more, or that
+    has not all `needed` scores, is left out too.
     """
-    columns = ["trial", "instance", "image_id", "role", "state", "reason", "settings", "scorer", "text"]
+    columns = ["trial", "instance", "image_id", "role", "strategy", "state", "reason", "settings"]
+    columns += ["scorer", "text"]
     rows = tables.read("trials", [*columns, "after", "value"], pc.field("study") == study).to_pylist()
     if not rows:
         return []
-    scores = Scores(tables, {row["scorer"] for row in rows})
+    pixels = {each.id: name for name, each in PIXEL_SCORERS.items()}
+    values = Scores(tables, {*pixels, *(row["scorer"] for row in rows)})
     seconds = _seconds(tables, {row["image_id"] for row in rows})
     trials: dict[int, _Found] = {}
     for row in rows:
         found = trials.setdefault(row["trial"], _Found(row["settings"]))
         outcomes = found.validation if row["role"] == "validate" else found.outcomes
         scorer, instance, image_id = row["scorer"], row["instance"], row["image_id"]
+        if row["role"] == "search" and row["strategy"] is not None:
+            found.dealt_by[instance] = row["strategy"]
         if row["state"] == "looked":
             look = Looked({scorer_name(scorer): row["value"]}, row["after"])
             found.looks.setdefault(instance, {})[look.after] = look
         elif row["state"] == "scored":
-            value = scores.of(scorer, image_id, row["text"])
-            if value is not None and image_id in seconds:
-                outcomes[instance] = Scored({scorer_name(scorer): value, GPU_SECONDS: seconds[image_id]})
+            value = values.of(scorer, image_id, row["text"])
+            if value is None or image_id not in seconds:
+                continue
+            scores = {scorer_name(scorer): value, GPU_SECONDS: seconds[image_id]}
+            for each, name in pixels.items():
+                kept = values.of(each, image_id, "")
+                if kept is not None:
+                    scores[name] = kept
+            if scores.keys() >= needed:
+                outcomes[instance] = Scored(scores)
         elif row["state"] == "infeasible":  # which is for good, whatever machines lost before
             outcomes[instance] = Failed("infeasible", row["reason"])
         elif not forget_lost:
@@ -196,10 +211,12 @@ class _Found:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     looks: dict[int, dict[int, Looked]] = field(default_factory=dict)
     validation: dict[int, Outcome] = field(default_factory=dict)
+    dealt_by: dict[int, str] = field(default_factory=dict)
 
     def past_trial(self, number: int) -> PastTrial:
         looks = {instance: list(found.values()) for instance, found in self.looks.items()}
-        return PastTrial(number, json.loads(self.settings), self.outcomes, looks, self.validation)
+        settings = json.loads(self.settings)
+        return PastTrial(number, settings, self.outcomes, looks, self.validation, self.dealt_by)
 
 
 def holds_another(tables: Tables, study: Study) -> bool:

@@ -81,6 +81,7 @@ _TRIAL_COLUMNS: Mapping[str, pa.DataType] = {
     "instance": pa.int64(),
     "image_id": pa.string(),
     "role": pa.string(),
+    "strategy": pa.string(),
     "state": pa.string(),
     "reason": pa.string(),
     "settings": pa.string(),
@@ -198,12 +199,13 @@ def score_rows(done: Done, study: Study) -> list[dict[str, object]]:
     return [
         {
             "image_id": done.request.image_id,
-            "scorer": study.scorer.id,
-            "text": done.request.score_text,
-            "value": value,
+            "scorer": scorer.id,
+            "text": scorer.text_of(done.request),
+            "value": done.outcome.scores[name],
             "time": datetime.now(UTC),
         }
-        for value in done.outcome.scores.values()
+        for name, scorer in study.scorers.items()
+        if name in done.outcome.scores
     ]
 
 
@@ -217,6 +219,7 @@ def trial_row(judged: Judged, study: Study) -> dict[str, object]:
         "instance": judged.instance,
         "image_id": judged.request.image_id,
         "role": "look" if look else judged.role,
+        "strategy": study.search.strategy,
         "state": state(outcome),
         "reason": outcome.reason if isinstance(outcome, Failed) else None,
         "settings": json.dumps(dict(judged.trial.settings)),

@@ -249,6 +249,8 @@ def _score_text(study: _Study, trial: TrialResult) -> str:
         return estimate_text(entry.score, study.decimals)
     if trial.failures:
         return f"{len(trial.failures)} of {study.results.instances} failed"
+    if not trial.scores and trial.looks:
+        return "looked at only"
     return f"{len(trial.scores)} of {study.results.instances} judged"
 
 

@@ -15,7 +15,7 @@ class TrialResult:
     for instances whose image is infeasible or lost. No instance is in both; one in neither has not been
     judged. `images` maps instance → image_id, where there is a picture. `validation` maps fresh instances,
     which the search never saw, to their scores. `measured` maps a measure, such as gpu_seconds, to its values
-    by instance.
+    by instance. `looks` counts the early looks at it, which are no results.
     """
 
     number: int
@@ -25,6 +25,7 @@ class TrialResult:
     images: Mapping[int, str]
     validation: Mapping[int, float] = field(default_factory=dict)
     measured: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    looks: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Results:
     ascending). `twin_of(settings)` gives the number of the trial that drew the same pixels, or None.
     `inert` and `infeasible` are finished sentences. `baseline` is the number of the trial with the model's own
     settings, None where there is none; `fresh` counts the validation's instances. With several `objectives`,
-    what counts is the front of them; a trial whose means break `constraints` is not ranked.
+    what counts is the front of them; a trial whose means break `constraints` is not ranked. `gone` counts the
+    trials of earlier sessions whose values the study no longer has.
     """
 
     study: str
@@ -50,6 +52,7 @@ class Results:
     fresh: int = 0
     objectives: Mapping[str, Direction] = field(default_factory=dict)
     constraints: Sequence[Constraint] = ()
+    gone: int = 0
 
 
 def shorten(text: str, limit: int) -> str:

@@ -112,25 +112,27 @@ class Left:
     """Trials without a mean that were judged on some instances, and on none in vain: they left early.
 
     `certain` are worse than the leader by a paired interval wholly below it; `for_budget` left because the
-    rule said so, and nobody knows.
+    rule said so, and nobody knows, `at_looks` of them before any picture was finished.
     """
 
     certain: int
     for_budget: int
+    at_looks: int = 0
 
 
 def left_early(results: Results, leader: TrialResult) -> Left:
     """The trials that left a search early, by how sure it is that they are worse than the leader."""
-    certain = budget = 0
+    certain = budget = at_looks = 0
     for trial in results.trials:
         if trial.failures or complete_scores(trial, results.instances) is not None:
             continue
         behind = shared_difference(leader, trial)
         if behind is not None and behind.above_zero:
             certain += 1
-        elif behind is not None:
+        elif behind is not None or trial.looks:
             budget += 1
-    return Left(certain, budget)
+            at_looks += behind is None
+    return Left(certain, budget, at_looks)
 
 
 @dataclass(frozen=True)

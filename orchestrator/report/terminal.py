@@ -129,9 +129,10 @@ def _left_sentence(results: Results, leader: TrialResult) -> Iterator[str]:
     """Who left early, and whether that is certain to be right."""
     left = left_early(results, leader)
     if left.certain or left.for_budget:
+        at_looks = f", {left.at_looks} of them at an early look" if left.at_looks else ""
         yield (
             f"left early: {left.certain} certainly worse than the best (paired interval below it), "
-            f"{left.for_budget} for the budget's sake"
+            f"{left.for_budget} for the budget's sake{at_looks}"
         )
 
 
@@ -186,11 +187,9 @@ def _table(results: Results, ranked: Sequence[Ranked], top: int) -> Table:
     shown = ranked[:top]
     ranks = _Column("", [str(entry.rank) for entry in shown])
     scores = [_score_column(results, ranked, top)]
-    several = len(results.objectives) > 1
-    on_front = front(results) if several else frozenset()
+    on_front = front(results) if len(results.objectives) > 1 else frozenset()
     marks = _Column("", [_mark(entry, on_front) for entry in shown])
-    if several:
-        scores = [*scores, *_other_columns(results, shown)]
+    scores = [*scores, *_other_columns(results, shown)]
     columns = [ranks, *_axis_columns(results, shown), *scores, marks]
     if sum(column.least_width + 2 for column in columns) > WIDTH:
         settings = [settings_text(entry.trial.settings) for entry in shown]
@@ -233,9 +232,9 @@ def _header(name: str) -> str:
 
 
 def _other_columns(results: Results, shown: Sequence[Ranked]) -> list[_Column]:
-    """The means of the objectives beside the first."""
+    """The means of the objectives beside the first, and of what is bounded."""
     columns = []
-    for name in results.objectives:
+    for name in dict.fromkeys([*results.objectives, *(bound.score for bound in results.constraints)]):
         if name != results.objective:
             means = [score_mean(entry.trial, name, results) for entry in shown]
             columns.append(_Column(_header(name), ["" if mean is None else f"{mean:.3g}" for mean in means]))
@@ -256,14 +255,16 @@ def _remarks(results: Results) -> Iterator[str]:
     """What the table does not show: settings without a mean and why, inert and infeasible ones."""
     incomplete = [t for t in results.trials if complete_scores(t, results.instances) is None]
     failed = [trial for trial in incomplete if trial.failures]
-    untouched = [trial for trial in incomplete if not trial.failures and not trial.scores]
-    unfinished = len(incomplete) - len(failed) - len(untouched)
+    looked = [t for t in incomplete if not t.failures and not t.scores and t.looks]
+    untouched = [t for t in incomplete if not t.failures and not t.scores and not t.looks]
+    unfinished = len(incomplete) - len(failed) - len(looked) - len(untouched)
     kinds = [
         (len(failed), "with failed images"),
         (
             unfinished,
             f"on fewer than {_count(results.instances, 'instance')} (dropped early, or not finished)",
         ),
+        (len(looked), "only looked at in mid-trajectory"),
         (len(untouched), "not judged at all"),
     ]
     complete = [trial for trial in results.trials if trial not in incomplete]
@@ -271,8 +272,13 @@ def _remarks(results: Results) -> Iterator[str]:
     if broken:
         bounds = " and ".join(map(str, results.constraints))
         yield f"left out: {_count(len(broken), 'setting')} for breaking {bounds}"
+    if results.gone:
+        yield f"left out: {_count(results.gone, 'setting')} tried before, of values that the study no longer has"
     if incomplete:
         yield "no mean: " + "; ".join(f"{_count(n, 'setting')} {kind}" for n, kind in kinds if n)
+    looks = [trial.looks for trial in results.trials if trial.looks]
+    if looks:
+        yield f"early looks: {sum(looks)} at {_count(len(looks), 'setting')}; none of them is a result"
     # a trial counts once for each of its reasons
     reasons = Counter(reason for trial in failed for reason in sorted(set(trial.failures.values())))
     yield from _first(

@@ -74,6 +74,7 @@ class ProjectedTrial:
 
     `scores` maps instance → objective, `images` instance → image_id. `mean` and its 95 % `interval` (low,
     high) are None where an instance lacks its score. `begun` and `ended` are its first and last row's times.
+    `looked` counts the instances with an early look.
     """
 
     number: int
@@ -85,6 +86,7 @@ class ProjectedTrial:
     interval: tuple[float, float] | None
     begun: datetime
     ended: datetime
+    looked: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,10 @@ def _state(trial: ProjectedTrial, study: ProjectedStudy) -> tuple[TrialState, st
         return TrialState.FAIL, f"instance {first} is {kind}: {trial.failures[first].reason}"
     if not study.ended:
         return TrialState.RUNNING, None
+    looked = f"looked at on {trial.looked} and " if trial.looked else ""
     return (
         TrialState.PRUNED,
-        f"judged on {len(trial.scores)} of {study.instances} instances when the study ended",
+        f"{looked}judged on {len(trial.scores)} of {study.instances} instances when the study ended",
     )
 
 

@@ -35,7 +35,7 @@ class PastTrial:
     """A trial of an earlier session, from the catalog's trials table: it keeps its number.
 
     `outcomes` are of the search's instances, `validation` of the fresh ones; `looks` are the early looks at
-    each instance.
+    each instance. `dealt_by` names, by instance, the strategy that dealt it, where that is known.
     """
 
     number: int
@@ -43,6 +43,7 @@ class PastTrial:
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
     looks: Mapping[int, Sequence[Looked]] = field(default_factory=dict)
     validation: Mapping[int, Outcome] = field(default_factory=dict)
+    dealt_by: Mapping[int, str] = field(default_factory=dict)
 
 
 class Strategy(Protocol):

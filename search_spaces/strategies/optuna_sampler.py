@@ -3,7 +3,7 @@
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import optuna
@@ -16,6 +16,7 @@ from search_spaces.space import Judge, Space
 from search_spaces.strategies import Assignment, PastTrial, Report
 from search_spaces.strategies.racing import has_lost, mean, stages
 from search_spaces.strategies.samplers import Axis
+from search_spaces.study_file import OWN_STRATEGIES
 
 REPEATS_BEFORE_CHANCE = 50
 """Asks in a row that gave nothing new before an untried cell is drawn at random instead."""
@@ -25,6 +26,9 @@ REPEATS_OF_A_MODEL = 5
 
 CELLS_SEARCHED = 100_000
 """Cells walked in search of an untried one: a few seconds, once, at the end of a search."""
+
+DRAWS = 10_000
+"""Points drawn in search of an untried one where there is no lattice: half a second; fewer after a vain search."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,34 @@ class _Course:
         }
 
 
+def gone_on_with(
+    past: Sequence[PastTrial], instances: int, trials: int, enqueued: Collection[int] = ()
+) -> set[int]:
+    """The numbers of the past trials that a sampler of so many `trials` goes on with.
+
+    Those are what is decided, whoever dealt it, and what is enqueued; then what a sampler left unfinished, by
+    number, as far as `trials` reaches. What another strategy left behind waits until it is suggested.
+    """
+    chosen = {trial.number for trial in past if trial.number in enqueued or _is_decided(trial, instances)}
+    for trial in sorted(past, key=lambda trial: trial.number):
+        sampled = not trial.dealt_by or not set(trial.dealt_by.values()) <= OWN_STRATEGIES.keys()
+        if len(chosen) < trials and sampled:
+            chosen.add(trial.number)
+    return chosen
+
+
+def _is_decided(trial: PastTrial, instances: int) -> bool:
+    known = [trial.outcomes[instance] for instance in range(instances) if instance in trial.outcomes]
+    return len(known) == instances or any(isinstance(o, Failed) and o.kind == "infeasible" for o in known)
+
+
 class OptunaSampler:
     """Deals what a sampler suggests; a trial's values are its means over all instances.
 
     A suggestion that draws the same pixels as an earlier trial is answered with what is known of that and
     not dealt; one that cannot run is told as a violated constraint. `enqueue` is tried before the sampler
     is asked; of settings there that are off the lattice the sampler hears nothing. `trials` counts the
-    trials dealt, those of `enqueue` and of earlier sessions included.
+    trials dealt, with those of `enqueue` and those of earlier sessions that it goes on with (`gone_on_with`).
 
     With `racing` a trial is dealt instances in stages (`racing.stages`), later stages before new trials.
     After a stage, and whenever there is a new leader, it is tested against the leader, the best complete
@@ -115,10 +140,11 @@ class OptunaSampler:
         self._courses: dict[int, _Course] = {}
         self._candidates: dict[str, int] = {}
         self._verdicts: dict[int, _Verdict] = {}
-        self._shelved: set[int] = set()
+        self._shelved: set[int] = set()  # of earlier sessions, until they are suggested
+        self._counted = 0
         self._led: list[int] = []
         self._tested_against: int | None = None
-        self._exhausted = False
+        self._exhausted, self._draws = False, DRAWS
         self._next_number = max((trial.number for trial in past), default=-1) + 1
         self._enqueued = deque(enqueue)
         self._replay(past)
@@ -143,70 +169,72 @@ class OptunaSampler:
         dropped += self._race(touched)
         if dropped:
             self._queue = deque(a for a in self._queue if a.trial.number not in dropped)
-        if self._space.continuous:  # the sampler may look elsewhere now
-            self._exhausted = False
         return [number for number in dropped if self._courses[number].dealt]
 
     # Beginning
 
     def _begin(self) -> bool:
         """Make a trial ready to be dealt; False where the budget or the space is exhausted."""
-        if self._exhausted or len(self._candidates) >= self._budget:
+        if self._exhausted or self._counted >= self._budget:
             return False
         while self._enqueued:
             settings = self._enqueued.popleft()
-            known = self._judge.candidate(settings) in self._candidates
-            if not known and self._judge.obstacle(settings) is None:
-                self._take_up(self._new(settings), self._suggested(settings))
+            if self._is_open(settings):
+                self._take_up(self._course(settings), self._suggested(settings))
                 return True
         fits = isinstance(self._study.sampler, GPSampler)
         for _ in range(REPEATS_OF_A_MODEL if fits else REPEATS_BEFORE_CHANCE):
             suggestion = self._study.ask(self._distributions)
             settings = {name: axis.value(suggestion.params[name]) for name, axis in self._axes.items()}
-            if not self._answer_at_once(suggestion, settings):
-                self._take_up(self._new(settings), suggestion)
-            if self._ready:
-                return True
+            if self._is_open(settings):
+                self._take_up(self._course(settings), suggestion)
+            else:
+                self._answer_at_once(suggestion, settings)
+            if self._ready or self._counted >= self._budget:
+                return bool(self._ready)
         untried = self._untried()
         if untried is None:
             self._exhausted = True
             return False
-        self._take_up(self._new(untried), self._suggested(untried))
+        self._take_up(self._course(untried), self._suggested(untried))
         return True
 
-    def _answer_at_once(self, suggestion: optuna.Trial, settings: Settings) -> bool:
+    def _is_open(self, settings: Settings) -> bool:
+        """Whether settings can run and are not among the trials that this search has."""
+        if self._judge.obstacle(settings) is not None:
+            return False
+        number = self._candidates.get(self._judge.candidate(settings))
+        return number is None or number in self._shelved
+
+    def _answer_at_once(self, suggestion: optuna.Trial, settings: Settings) -> None:
         """Tell a suggestion whose answer is known without a new picture."""
         if self._judge.obstacle(settings) is not None:
             self._tell(suggestion, _CANNOT_RUN)
-            return True
-        number = self._candidates.get(self._judge.candidate(settings))
-        if number is None:
-            return False
-        if number in self._shelved:
-            self._courses[number].trial = Trial(number, settings)
-            self._take_up(self._courses[number], suggestion)
         else:
+            number = self._candidates[self._judge.candidate(settings)]
             self._tell(suggestion, self._verdicts.get(number, _Verdict()))
-        return True
 
-    def _new(self, settings: Settings) -> _Course:
-        course = _Course(Trial(self._next_number, settings))
-        self._next_number += 1
-        self._candidates[self._judge.candidate(settings)] = course.trial.number
-        self._courses[course.trial.number] = course
-        return course
+    def _course(self, settings: Settings) -> _Course:
+        """The course of a new trial, or of the shelved one of the same candidate."""
+        candidate = self._judge.candidate(settings)
+        number = self._candidates.setdefault(candidate, self._next_number)
+        if number == self._next_number:
+            self._next_number += 1
+            self._courses[number] = _Course(Trial(number, settings))
+        self._courses[number].trial = Trial(number, settings)
+        return self._courses[number]
 
     def _suggested(self, settings: Settings) -> optuna.Trial | None:
         """Settings as if the sampler had suggested them; None where it cannot represent them."""
-        try:
-            self._study.enqueue_trial(self._params(settings))
-        except ValueError:
+        if not self._fits(settings):
             return None
+        self._study.enqueue_trial(self._params(settings))
         return self._study.ask(self._distributions)
 
     def _take_up(self, course: _Course, suggestion: optuna.Trial | None) -> None:
         """Decide a trial that its outcomes decide already, else make it ready for its next stage."""
         course.suggestion, course.under_way = suggestion, True
+        self._counted += 1
         self._shelved.discard(course.trial.number)
         self._settle(course.trial.number)
 
@@ -305,6 +333,8 @@ class OptunaSampler:
         course.under_way = False
         self._ready.discard(number)
         self._verdicts[number] = verdict
+        if self._space.continuous:  # the sampler may look elsewhere now
+            self._exhausted = False
         if course.suggestion is not None:
             self._tell(course.suggestion, verdict)
 
@@ -353,7 +383,8 @@ class OptunaSampler:
     def _replay(self, past: Sequence[PastTrial]) -> None:
         """Take up the trials of earlier sessions, complete ones first, so that the others can be tested.
 
-        One that has left the space is taken up where it is enqueued or a twin of it is suggested.
+        One that has left the space is taken up where it is enqueued or a twin of it is suggested, and so is one
+        that this search does not go on with.
         """
         for trial in past:
             self._candidates[self._judge.candidate(trial.settings)] = trial.number
@@ -361,15 +392,21 @@ class OptunaSampler:
             self._courses[trial.number] = _Course(Trial(trial.number, trial.settings), outcomes)
         enqueued = {self._judge.candidate(settings) for settings in self._enqueued}
         wanted = {self._candidates[candidate] for candidate in enqueued if candidate in self._candidates}
+        there = [
+            trial
+            for trial in past
+            if trial.number in wanted
+            or (self._fits(trial.settings) and self._judge.obstacle(trial.settings) is None)
+        ]
+        chosen = gone_on_with(there, self._instances, self._budget, wanted)
         sampler = self._study.sampler
         if isinstance(sampler, GPSampler):  # it would fit a model for each, only to be told the answer
             self._study.sampler = RandomSampler(seed=0)
         for course in sorted(self._courses.values(), key=self._has_gaps):
-            suggestion = self._suggested(course.trial.settings)
-            if suggestion is None and course.trial.number not in wanted:
-                self._shelved.add(course.trial.number)
+            if course.trial.number in chosen:
+                self._take_up(course, self._suggested(course.trial.settings))
             else:
-                self._take_up(course, suggestion)
+                self._shelved.add(course.trial.number)
         self._study.sampler = sampler
         for number in sorted(self._ready):
             course = self._courses[number]
@@ -380,16 +417,33 @@ class OptunaSampler:
         return any(len(course.scores(n, self._instances)) < self._instances for n in self._score_names)
 
     def _untried(self) -> Settings | None:
-        """An untried cell that can run, from a random position of the lattice on; None if none is found."""
+        """Untried settings that can run, from a random cell of the lattice on; None if none are found.
+
+        Where there is no lattice, points are drawn at random.
+        """
         size = self._space.size
-        if not size:
-            return None
+        if size is None:
+            drawn = (
+                {name: axis.drawn(self._random) for name, axis in self._axes.items()}
+                for _ in range(self._draws)
+            )
+            found = next(filter(self._is_open, drawn), None)
+            self._draws = DRAWS if found is not None else self._draws // 10
+            return found
         start = self._random.randrange(size)
         for offset in range(min(size, CELLS_SEARCHED)):
             cell = self._space.cell((start + offset) % size)
-            if self._judge.obstacle(cell) is None and self._judge.candidate(cell) not in self._candidates:
+            if self._is_open(cell):
                 return cell
         return None
+
+    def _fits(self, settings: Settings) -> bool:
+        """Whether the sampler can represent settings."""
+        try:
+            self._params(settings)
+        except ValueError:
+            return False
+        return True
 
     def _params(self, settings: Settings) -> dict[str, Value]:
         """A sampler's parameters for settings; ValueError where one is outside the space."""

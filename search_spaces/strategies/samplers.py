@@ -3,6 +3,9 @@
 import importlib
 import importlib.util
 import inspect
+import math
+import random
+import re
 import warnings
 from collections.abc import Mapping
 from types import NoneType
@@ -64,6 +67,26 @@ PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {
 """Types of options that a study file can write, by their name in a signature."""
 
 
+CONTAINERS: Mapping[str, type] = {
+    "dict": dict,
+    "Mapping": dict,
+    "list": list,
+    "Sequence": list,
+    "tuple": list,
+}
+"""Types of options that a study file writes as a mapping or a list."""
+
+UNWRITABLE = ("Callable", "BaseSampler", "BaseMutation", "BaseCrossover", "ndarray", "FrozenTrial")
+"""Types of options that are Python objects: functions, other samplers, arrays, trials."""
+
+INSTEAD: Mapping[str, str] = {
+    "seed": "the sampler's seed is the seed of the search; give it there",
+    "x0": "a sampler's settings to begin with are those of search.enqueue; give them there",
+    "constraints_func": "bounds on scores stand under constraints; give them there",
+}
+"""Options for which a study file has a place of its own."""
+
+
 def make_sampler(
     name: str,
     options: Mapping[str, object],
@@ -80,17 +103,19 @@ def make_sampler(
     constraints that it cannot take.
     """
     sampler_class = _sampler_class(name)
+    keywords = inspect.signature(sampler_class).parameters
+    _check_options(name, options, keywords, of_optuna=sampler_class.__module__.startswith("optuna."))
     _check_space(name, sampler_class, space, objectives, constrained)
     for package in next((PACKAGES[known] for known in PACKAGES if issubclass(sampler_class, known)), ()):
         if importlib.util.find_spec(package) is None:
             raise InputError(
                 f"search.strategy: {name} needs the package {package}; install it with: pip install {package}"
             )
-    keywords = inspect.signature(sampler_class).parameters
-    _check_options(name, options, keywords)
     seeded = {**options, "seed": seed} if "seed" in keywords else dict(options)
-    _try(name, _construct(name, sampler_class, seeded), space, objectives)
-    return _construct(name, sampler_class, seeded)
+    sampler = _construct(name, sampler_class, seeded)
+    rehearsed = _construct(name, sampler_class, {**seeded, **_brief(seeded, keywords)})
+    _try(name, rehearsed, space, objectives, bool(options))
+    return sampler
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -154,24 +179,40 @@ def _check_space(
 
 
 def _check_options(
-    name: str, options: Mapping[str, object], keywords: Mapping[str, inspect.Parameter]
+    name: str, options: Mapping[str, object], keywords: Mapping[str, inspect.Parameter], of_optuna: bool
 ) -> None:
-    """Every option is a keyword of the constructor, of a type that a file can write."""
+    """Every option is a keyword of the constructor, of a type that a file can write and the constructor takes."""
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in keywords.values())
     for option, value in options.items():
-        if option == "seed":
-            raise InputError("search.strategy: the sampler's seed is the seed of the search; give it there")
+        if option == "seed" or (of_optuna and option in INSTEAD):
+            raise InputError(f"search.strategy: {INSTEAD[option]}")
         if option not in keywords:
             if takes_all:
                 continue
             known = [each for each in keywords if each != "seed"]
             raise InputError(f"search.strategy: {name} has no option {option!r}{did_you_mean(option, known)}")
-        kinds = _annotation(keywords[option]).replace(" ", "").split("|")
-        plain = [kind for kind in kinds if kind in PLAIN_TYPES]
-        if len(plain) == len(kinds) and not any(_is_of(value, kind) for kind in kinds):
-            raise InputError(
-                f"search.strategy: {name}'s option {option} takes {' or '.join(kinds)}, not {shown(value)}"
-            )
+        kinds = _alternatives(_annotation(keywords[option]))
+        if any(_is_of(value, kind) is not False for kind in kinds):
+            continue
+        objects = [kind for kind in kinds if _is_unwritable(kind)]
+        what = f"{shown(value)}; a study file cannot write one" if objects else shown(value)
+        raise InputError(f"search.strategy: {name}'s option {option} takes {' or '.join(kinds)}, not {what}")
+
+
+def _alternatives(annotation: str) -> list[str]:
+    """The members of a union, written with bars; bars within brackets belong to a member."""
+    found, depth = [""], 0
+    for character in annotation.replace(" ", ""):
+        depth += (character in "([") - (character in ")]")
+        if character == "|" and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return found
+
+
+def _is_unwritable(kind: str) -> bool:
+    return any(word in UNWRITABLE for word in re.findall(r"\w+", kind))
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
@@ -180,8 +221,14 @@ def _annotation(parameter: inspect.Parameter) -> str:
     return written if isinstance(written, str) else inspect.formatannotation(written)
 
 
-def _is_of(value: object, kind: str) -> bool:
-    return isinstance(value, PLAIN_TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+def _is_of(value: object, kind: str) -> bool | None:
+    """Whether an option's value is of a type as a signature writes it; None where that is not known here."""
+    if kind in PLAIN_TYPES:
+        return isinstance(value, PLAIN_TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if _is_unwritable(kind):
+        return False
+    container = CONTAINERS.get(kind.partition("[")[0].rpartition(".")[2])
+    return None if container is None else isinstance(value, container)
 
 
 def _construct(name: str, sampler_class: type[BaseSampler], keywords: Mapping[str, object]) -> BaseSampler:
@@ -193,11 +240,24 @@ def _construct(name: str, sampler_class: type[BaseSampler], keywords: Mapping[st
         raise InputError(f"search.strategy: {name} refuses its options: {_first_line(error)}") from error
 
 
-TRIED = 3
-"""Trials of the rehearsal: the first of a study is a special case to most samplers."""
+TRIED = 6
+"""Trials of the rehearsal, of which the first `STARTUP` may be drawn at random."""
+
+STARTUP = 3
 
 
-def _try(name: str, sampler: BaseSampler, space: Space, objectives: int) -> None:
+def _brief(options: Mapping[str, object], keywords: Mapping[str, inspect.Parameter]) -> dict[str, object]:
+    """Options with which a rehearsal comes to what a sampler learns: a start as short as a given one, or shorter."""
+    given = {
+        name: options.get(name, keywords[name].default) for name in SIZES_OF_THE_START if name in keywords
+    }
+    return {name: min(size, STARTUP) for name, size in given.items() if isinstance(size, int)}
+
+
+SIZES_OF_THE_START = ("n_startup_trials", "population_size")
+
+
+def _try(name: str, sampler: BaseSampler, space: Space, objectives: int, options: bool) -> None:
     """Let a sampler suggest and learn a few times in a study of its own."""
     study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
     try:
@@ -205,7 +265,10 @@ def _try(name: str, sampler: BaseSampler, space: Space, objectives: int) -> None
             study.tell(study.ask(distributions(space)), [float(value)] * objectives)
         study.tell(study.ask(distributions(space)), state=TrialState.FAIL)
     except Exception as error:
-        raise InputError(f"search.strategy: {name} cannot search this space: {_first_line(error)}") from error
+        with_options = " with these options" if options else ""
+        raise InputError(
+            f"search.strategy: {name} cannot search this space{with_options}: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -241,6 +304,16 @@ class Axis:
             return param
         assert isinstance(param, int)
         return self._ladder[param]
+
+    def drawn(self, chance: random.Random) -> Value:
+        """A value at random: of a ladder or a lattice each alike, of a range evenly, by ratio where it is `log`."""
+        domain = self._domain
+        if isinstance(domain, FloatRange) and domain.step is None:
+            if domain.log:
+                grown = math.exp(chance.uniform(0, math.log(domain.high / domain.low)))
+                return min(domain.low * grown, domain.high)
+            return chance.uniform(domain.low, domain.high)
+        return chance.choice(self._ladder or domain.points() or ())
 
     def param(self, value: Value) -> Value:
         """The sampler's parameter for a value. Raises ValueError where it is not in the domain."""

@@ -182,7 +182,7 @@ class Refine(_Staged):
             for instance in range(self._instances)
         ]
         gaps = [one - two for one, two in scores if one is not None and two is not None]
-        return len(gaps) > 1 and not estimate(gaps).above_zero
+        return len(gaps) > 1 and bool(estimate(gaps).includes_zero)
 
 
 def coarse_cells(axes: Mapping[str, Domain], first: Sequence[Settings] = ()) -> Iterable[Settings]:
@@ -232,6 +232,6 @@ def _fitting(domain: FloatRange | IntRange, value: float) -> float:
     """The value of a range that is nearest."""
     points = domain.points()
     if points is None:
-        return float(f"{value:.4g}")
+        return min(max(float(f"{value:.4g}"), domain.low), domain.high)
     numbers = [point for point in points if isinstance(point, int | float)]
     return min(numbers, key=lambda point: abs(point - value))

@@ -68,6 +68,11 @@ class Trials:
         """Whether nothing more is to be learnt of a pair."""
         return number in self.infeasible or instance in self._outcomes.get(number, {})
 
+    def fails(self, number: int, instance: int) -> bool:
+        """Whether a pair has turned out infeasible."""
+        outcome = self._outcomes.get(number, {}).get(instance)
+        return outcome is not None and _any_infeasible([outcome])
+
     def look(self, number: int, instance: int, after: int) -> float | None:
         """The score of the picture that a look after so many UNet calls showed; None where there was none."""
         look = self._looks.get((number, instance), {}).get(after)

@@ -1,18 +1,23 @@
 """How fast the slot engine draws what an adaptive search asks for, side by side with plain pipelines in one run.
 
-    python -m tests.bench.engine [--json FILE] [--settings N] [--rows N] [--compile] [--memory] [--run]
+    python -m tests.bench.engine [--json FILE] [--quick] [--rows N] [--compile] [--memory] [--run]
 
 The workload: N random settings (steps 5 to 50, strength 0.3 to 1, guidance 1 to 20, two negative prompts, three
 schedulers), 2 seeds each, on the example study's input. Drawn four times over with the same threads and dtype:
 (a) by a plain call for each request; (b) by plain calls for all requests that one call can serve; (c) by the
-engine; (d) the bare UNet in a tight loop with as many rows as the engine has. (a) to (c) encode and decode, none
-scores or saves. Figures: `engine_vs_loop` (images/s, c over a), `engine_vs_batched` (c over b), `rows_vs_limit`
-(the engine's useful rows/s, wall-clock, over d's), `row_utilisation` (useful rows over rows × ticks).
+engine; (d) the bare UNet, as diffusers has it, in a tight loop with as many rows as the engine has. (a) to (c)
+encode and decode, none scores or saves. Figures: `engine_vs_loop` (images/s, c over a), `engine_vs_batched` (c over
+b), `rows_vs_limit` (the engine's useful rows/s, wall-clock, over d's), `row_utilisation` (useful rows over rows ×
+ticks), `peak_gpu_mb` where there is a GPU. `--quick` draws a twentieth and ends within a minute.
 
-`--memory` draws 5,000 short requests more and gives `rss_growth_mb`; `--run` adds the figures of `tests.bench.run`.
+`--memory` draws 5,000 short requests more and gives `rss_growth_mb`; `--run` adds the figures of `tests.bench.run`,
+`run_vs_loop` among them. On a GPU, with models of true size (SDXL: `sdxl`; again with `--compile`):
+
+    python -m tests.bench.true_sizes sd15-inpainting F && python -m tests.bench.engine --study F/study.yaml
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -31,11 +36,14 @@ from tests.bench.run import STUDY, run_figures
 from workers.device import device_name
 from workers.pipelines import Generated, Pipeline
 from workers.pipelines.loading import load_pipeline
-from workers.pipelines.slot_engine import SlotEngine
+from workers.pipelines.slot_engine import SlotEngine, Usage
 from workers.pipelines.whole_call import WholeCallPipeline
 
 SCHEDULERS = ("DDIMScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
+STEPS = (5, 50)
 LIMIT_SECONDS = 5.0
+QUICK_SETTINGS = 5
+MEMORY_REQUESTS = 5000
 
 
 def workload(study: Study, settings: int, seed: int = 0) -> list[ImageRequest]:
@@ -44,7 +52,7 @@ def workload(study: Study, settings: int, seed: int = 0) -> list[ImageRequest]:
     requests = []
     for _ in range(settings):
         drawn: dict[str, Value] = {
-            "num_inference_steps": draw.randint(5, 50),
+            "num_inference_steps": draw.randint(*STEPS),
             "strength": draw.uniform(0.3, 1.0),
             "guidance_scale": draw.uniform(1.0, 20.0),
             "negative_prompt": draw.choice(["", "cartoon"]),
@@ -81,16 +89,12 @@ def one_by_one(pipeline: WholeCallPipeline, requests: Iterable[ImageRequest]) ->
         drawn(pipeline, [request])
 
 
-def limit(engine: SlotEngine, example: ImageRequest) -> float:
-    """Rows per second of the bare UNet in a tight loop, with the engine's rows."""
-    return engine.bare_rate(example, LIMIT_SECONDS)
-
-
-def memory_growth(engine: SlotEngine, study: Study, requests: int = 5000) -> float:
+def memory_growth(engine: SlotEngine, study: Study, requests: int) -> float:
     """Megabytes that this process grows by over many short requests, after a tenth of them as warm-up."""
 
     def short(first: int, count: int) -> list[ImageRequest]:
         swept: dict[str, Value] = {"num_inference_steps": 2, "strength": 1.0, "negative_prompt": ""}
+        swept = {name: value for name, value in swept.items() if name in study.model.keywords}
         seeds = range(first, first + count)
         grown = study.model_copy(update={"seeds": tuple(seeds)})
         return [
@@ -106,7 +110,8 @@ def memory_growth(engine: SlotEngine, study: Study, requests: int = 5000) -> flo
 
 
 def resident() -> float:
-    """This process's resident memory in megabytes."""
+    """This process's resident memory in megabytes, when nothing is left to collect."""
+    gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -124,17 +129,18 @@ def engine_figures(study: Study, images: dict[str, Any], options: argparse.Names
     loop = WholeCallPipeline(plain, study.model, images, batch=1)
     batched = WholeCallPipeline(plain, study.model, images, batch=wiring.DEFAULT_BATCH)
     for pipeline in (loop, engine):
-        drawn(pipeline, workload(study, 3, seed=1))  # warm
+        drawn(pipeline, workload(study, 1 if options.quick else 3, seed=1))  # warm
     # Half of what it is compared with before the engine and half after: machines grow slower and faster.
     middle = len(requests) // 4 * 2  # the two seeds of a setting stay together
     halves = requests[:middle], requests[middle:]
     seconds_loop = timed(lambda: one_by_one(loop, halves[0]))
     seconds_batched = timed(lambda: drawn(batched, halves[0]))
-    limits = [limit(engine, requests[0])]
+    seconds_limit = LIMIT_SECONDS / 5 if options.quick else LIMIT_SECONDS
+    limits = [engine.bare_rate(requests[0], seconds_limit)]
+    engine.usage = Usage()
     seconds_engine = timed(lambda: drawn(engine, requests))
-    usage = engine.usage
-    useful, utilisation = usage.useful, usage.useful / usage.offered
-    limits.append(limit(engine, requests[0]))
+    useful, utilisation = engine.usage.useful, engine.usage.useful / engine.usage.offered
+    limits.append(engine.bare_rate(requests[0], seconds_limit))
     seconds_batched += timed(lambda: drawn(batched, halves[1]))
     seconds_loop += timed(lambda: one_by_one(loop, halves[1]))
     limit_rate = sum(limits) / len(limits)
@@ -152,12 +158,15 @@ def engine_figures(study: Study, images: dict[str, Any], options: argparse.Names
         "rows_vs_limit": useful / seconds_engine / limit_rate,
         "row_utilisation": utilisation,
     }
+    if device == "cuda":
+        figures["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 1e6
     if options.memory:
-        figures["rss_growth_mb"] = memory_growth(engine, study)
+        asked = MEMORY_REQUESTS // 50 if options.quick else MEMORY_REQUESTS
+        figures["rss_growth_mb"] = memory_growth(engine, study, asked)
     return figures
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -165,19 +174,21 @@ def main() -> None:
     parser.add_argument(
         "--study", type=Path, default=STUDY, help="whose model and input (default the example)"
     )
-    parser.add_argument("--settings", type=int, default=100, help="random settings (default 100)")
+    parser.add_argument("--quick", action="store_true", help="few requests; ends within a minute")
+    parser.add_argument("--settings", type=int, help="random settings (default 100)")
     parser.add_argument("--rows", type=int, help="UNet rows (default: measured)")
     parser.add_argument("--compile", action="store_true", help="compile the UNet")
     parser.add_argument("--memory", action="store_true", help="5,000 requests more, for the growth of memory")
     parser.add_argument("--run", action="store_true", help="the figures of the whole command too")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    options.settings = options.settings or (QUICK_SETTINGS if options.quick else 100)
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with tempfile.TemporaryDirectory() as root:
         resolved = wiring.resolve(options.study, root, torch.cuda.device_count)
     figures = engine_figures(resolved.study, dict(resolved.images), options)
     if options.run:
-        figures |= run_figures(resolved)
+        figures |= run_figures(resolved, options.quick)
     width = max(len(figure) for figure in figures)
     for figure, value in figures.items():
         print(f"{figure:<{width}}  {value:10.2f}")

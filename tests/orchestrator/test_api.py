@@ -25,9 +25,6 @@ from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
 from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
-from search_spaces.space import survey
-from search_spaces.strategies import PastTrial
-from tests.orchestrator.studies import small_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -98,7 +95,7 @@ def test_the_scores_are_those_of_the_stored_pictures(finished: Finished) -> None
     rows = api.frame("dragon", root).to_pylist()
     scorer = ClipScorer(Path(wiring.__file__).parents[1] / "workers/toyworld/model/clip")
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
-    again = scorer.score(pictures, ["a realistic green dragon"] * len(rows))
+    again = scorer.against(pictures, ["a realistic green dragon"] * len(rows))
     assert again == pytest.approx([row["value"] for row in rows], abs=0.01)
 
 
@@ -165,17 +162,6 @@ def test_the_models_own_settings_are_tried_first_as_the_baseline(finished: Finis
         "strength": 1.0,
         "negative_prompt": None,
     }
-
-
-def test_values_that_left_an_axis_are_not_counted_as_done() -> None:
-    wide, narrow = small_study(guidance=(0.5, 1, 3, 5)), small_study(guidance=(3, 5))
-    past = [
-        PastTrial(number, settings)
-        for number, settings in enumerate(survey(wide.space, wide.judge).candidates)
-    ]
-    counted = api._of_this_space(past, narrow, survey(narrow.space, narrow.judge))
-    assert [trial.settings["guidance_scale"] for trial in counted] == [3, 3, 5, 5]
-    assert api._of_this_space(past, narrow, None) == past
 
 
 def test_the_same_file_again_generates_nothing_and_starts_nothing(
@@ -492,7 +478,9 @@ def test_a_race_takes_a_fraction_of_the_images_and_says_who_left(raced: Finished
     assert 3 <= len(complete) < 12
     assert all(trial.settings["strength"] == 1 for trial in complete)
     left = left_early(results, ranking(results)[0].trial)
-    assert left.certain + left.for_budget >= 20  # the others left at a look
+    assert left.certain + left.for_budget == len(results.trials) - len(complete)
+    assert left.at_looks >= 20
+    assert sum(trial.looks for trial in results.trials) == result.progress.looks
     assert len(validation(results)) >= 3
     table = api.frame("race", root)
     assert set(table["role"].to_pylist()) == {"search", "validate"}
@@ -560,7 +548,8 @@ def test_samplers_that_cannot_be_had_are_sentences_before_anything_runs(
 
 def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) -> None:
     several = (
-        "objectives: [{clip_score: maximize}, {gpu_seconds: minimize}]\nconstraints: [gpu_seconds <= 60]\n"
+        "objectives: [{clip_score: maximize}, {gpu_seconds: minimize}, {preservation_psnr: maximize}]\n"
+        "constraints: [gpu_seconds <= 60, preservation_psnr >= 15]\n"
     )
     text = STUDY + several + "search: {strategy: nsga2, trials: 5}\ncomet: {mode: off}\n"
     path, root = study_file(tmp_path, text), str(tmp_path / "runs")
@@ -569,5 +558,9 @@ def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) ->
     assert len(result.results.trials) == 5
     for trial in result.results.trials:
         assert all(seconds > 0 for seconds in trial.measured["gpu_seconds"].values())
+        assert all(15 < psnr < 50 for psnr in trial.measured["preservation_psnr"].values())
+    scores = Tables(root).read("scores").to_pandas()
+    assert set(scores["text"][scores["scorer"] == "preservation_psnr/pixels@1"]) == {""}
+    assert set(scores.groupby("image_id")["scorer"].nunique()) == {2}
     assert 1 <= len(front(result.results)) <= 5
     assert api.run(path, root).was_complete

@@ -17,9 +17,11 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import cli, wiring
+from orchestrator.plan import remember_rate
 from orchestrator.ray_pool import RayPool
 from orchestrator.study_folder import StudyFolder
 from tests.orchestrator.test_api import STUDIES, STUDY, study_file
+from tests.workers.tiny_models import save_tiny_sd
 
 
 @pytest.fixture
@@ -137,6 +139,34 @@ EDITS = {
     "an unreadable image": ("image: cat.png", "image: dragon.yaml", ["inputs[0].image", "not an image"]),
     "a study name that is a path": ("study: dragon", "study: ../dragon", ["study", "letters, digits"]),
     "a bad size": ("seeds: 2", "settings: {width: 60}", ["width", "60 is not a multiple of 8"]),
+    "fewer UNet calls than one candidate takes": (
+        "seeds: 2",
+        "budget: {unet_calls: 39}",
+        [
+            "budget.unet_calls: 39 are fewer than the 80 that one candidate (num_inference_steps 20,",
+            "4 instances",
+        ],
+    ),
+    "a race that its budget is too small for": (
+        "seeds: 2",
+        "search: {strategy: halving, enqueue: [{strength: 0.6}, {strength: 0.7}]}\nbudget: {images: 9}",
+        ["budget: it lasts for a race of 2 settings, and 3 are tried first"],
+    ),
+    "fewer trials than settings to try first": (
+        "seeds: 2",
+        "search: {strategy: tpe, trials: 2, enqueue: [{strength: 0.6}, {strength: 0.7}]}",
+        ["search.trials: 2 are fewer than the 3 settings that are tried first"],
+    ),
+    "a function for a sampler": (
+        "seeds: 2",
+        "search: {strategy: tpe, trials: 5, options: {gamma: 10}}",
+        ["tpe's option gamma takes Callable", "a study file cannot write one"],
+    ),
+    "exclusions that leave nothing": (
+        "seeds: 2",
+        "exclude: [{strength: 0.3}, {strength: {low: 0.5, high: 1}}]",
+        ["no cell of the space can run", "exclude["],
+    ),
     "a fixed and swept setting": (
         "seeds: 2",
         "settings: {strength: 1.0}",
@@ -254,8 +284,27 @@ def test_bad_images(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image.write_bytes(good)
     Image.new("L", (64, 64), 0).save(mask)
     assert "all black" in complaint(capsys, "run", str(path))
+    Image.new("L", (64, 64), 255).save(mask)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text + "constraints: [preservation_psnr >= 25]\n", encoding="utf-8")
+    sentence = complaint(capsys, "run", str(path))
+    assert "inputs[0].mask: cat-mask.png covers everything at 64×64 pixels" in sentence
+    path.write_text(text, encoding="utf-8")
     Image.new("L", (64, 32), 255).save(mask)
     assert "64×32 pixels, its image 64×64" in complaint(capsys, "run", str(path))
+
+
+def test_preservation_needs_a_mask(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_sd(path.parent / "tiny")
+    capsys.readouterr()
+    path.write_text(
+        "study: s\nmodel: tiny\nclip_model: toyworld\ninputs: [{prompt: a cat}]\nspace: {guidance_scale: [1, 5]}\n"
+        "objectives: [{clip_score: maximize}, {preservation_psnr: maximize}]\n",
+        encoding="utf-8",
+    )
+    sentence = complaint(capsys, "plan", str(path))
+    assert "preservation_psnr compares a picture with its input image outside the mask" in sentence
+    assert "the task text-to-image has no mask" in sentence
 
 
 @pytest.mark.parametrize(
@@ -323,11 +372,33 @@ def test_plan_says_everything_and_writes_nothing(path: Path, capsys: pytest.Capt
     assert not (path.parent / "runs").exists()
 
 
+def test_plan_says_what_a_budget_of_seconds_is_likely_to_last_for(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(
+        path.read_text(encoding="utf-8") + "budget: {seconds: 5, gpu_seconds: 50}\n", encoding="utf-8"
+    )
+    cli.main(["plan", str(path)])
+    assert "likely too few" not in capsys.readouterr().out
+    root = path.parent / "runs"
+    root.mkdir()
+    remember_rate(wiring.resolve(path, str(root), lambda: 0).study, str(root), 8.0)
+    assert cli.main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    # 2 instances × 20 steps × 2 rows with guidance
+    assert "budget.seconds: 5 s are likely too few for one candidate, which takes about 10 s" in out
+    assert "budget.gpu_seconds: 50 s" not in out
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         ("search: {strategy: tpe, trials: 5}", ["with 2 instances no trial can be told", "4 are the fewest"]),
         ("search: {strategy: halving}", ["that the grid would take"]),
+        (
+            "search: {strategy: tpe, trials: 5}\nobjectives: [{clip_score: maximize}, {gpu_seconds: minimize}]",
+            ["5 trials × 2 instances", "- no trial can be told"],
+        ),
         ("search: {validate: 3}", ["validation: the best 3 and the baseline on 3 fresh instances"]),
         ("budget: {images: 4}", ["budget: images 4", "up to 4"]),
     ],
@@ -338,7 +409,14 @@ def test_plan_says_what_a_search_may_take(
     path.write_text(path.read_text(encoding="utf-8") + more + "\n", encoding="utf-8")
     assert cli.main(["plan", str(path)]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in words), out
+    assert all(word in out for word in words if not word.startswith("- ")), out
+    assert not any(word[2:] in out for word in words if word.startswith("- ")), out
+
+
+def test_plan_says_that_one_instance_tells_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text(path.read_text(encoding="utf-8").replace("seeds: 2", "seeds: 1"), encoding="utf-8")
+    assert cli.main(["plan", str(path)]) == 0
+    assert "with 1 instance nothing has an interval" in capsys.readouterr().out
 
 
 def test_several_options_of_schedulers_are_each_tried_with_their_own_values(path: Path) -> None:

@@ -89,6 +89,15 @@ class PoolContract:
         assert max(counts.values()) == 1
         assert len(set(counts) & cancelled) < len(cancelled)
 
+    def test_what_was_cancelled_may_be_submitted_again(self, pool: Pool) -> None:
+        everything = {request.image_id for request in REQUESTS}
+        pool.submit(REQUESTS)
+        pool.next_done(10.0)
+        for _ in range(2):
+            pool.cancel(everything)
+            pool.submit(REQUESTS)
+        assert {done.request.image_id for done in drain(pool)} == everything
+
     def test_nothing_to_do_returns_nothing(self, pool: Pool) -> None:
         assert pool.next_done(0.0) == []
         assert pool.outstanding == 0

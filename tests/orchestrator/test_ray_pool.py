@@ -90,6 +90,40 @@ def test_what_was_looked_at_goes_on_where_it_is_kept() -> None:
     assert not elsewhere, "an idle actor takes another's only while that one is busy"
 
 
+class Forgetful(Poisoned):
+    """Leaves a file for each request that it is told to forget."""
+
+    def __init__(self, worker: Worker, folder: Path) -> None:
+        super().__init__(worker)
+        self.folder = folder
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
+        for image_id in cancelled:
+            (self.folder / image_id).touch()
+        return self._worker.advance(new, cancelled)
+
+
+def forgetful_worker(folder: Path) -> Worker:
+    return Forgetful(fake_worker(), folder)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_forget_what_they_have_set_aside_and_is_cancelled(tmp_path: Path) -> None:
+    """Though nothing of it is outstanding, and though they have nothing else to do."""
+    pool = RayPool(nullcontext, partial(forgetful_worker, tmp_path), workers=2, batch=4, num_cpus=0.1)
+    pool.submit([replace(request, stop_after=2) for request in REQUESTS])
+    drain(pool)
+    gone = {request.image_id for request in REQUESTS[::2]}
+    pool.cancel(gone)
+    deadline = time.monotonic() + 60
+    while {path.name for path in tmp_path.iterdir()} != gone and time.monotonic() < deadline:
+        pool.next_done(0.2)
+    assert {path.name for path in tmp_path.iterdir()} == gone
+    pool.submit(REQUESTS)
+    assert {done.request.image_id for done in drain(pool)} == {request.image_id for request in REQUESTS}
+    pool.close()
+
+
 def unloadable() -> Worker:
     raise InputError("model: it cannot be loaded")
 

@@ -3,28 +3,34 @@
 import contextlib
 import itertools
 import random
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from orchestrator.budget import Spent
-from orchestrator.catalog import Judged
+from orchestrator.catalog import Catalog, Judged
 from orchestrator.catalog.memory import MemoryCatalog
+from orchestrator.catalog.parquet import ParquetCatalog
+from orchestrator.catalog.tables import Tables
 from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
 from orchestrator.wiring import make_strategy, make_validation
-from search_spaces.requests import Failed, Looked, Scored
-from search_spaces.strategies import Report
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored, Settings, Trial
+from search_spaces.strategies import Assignment, PastTrial, Report
 from search_spaces.strategies.grid import Grid
 from search_spaces.study import Study
 from search_spaces.study_file import BudgetSpec, SearchSpec
 from tests.orchestrator.studies import fake_worker, grid, requests_of, small_study
+from workers.pipelines import Generated
 from workers.pipelines.fake import FakePipeline
 from workers.scoring.fake import BrightnessScorer
 from workers.worker import Worker
@@ -277,8 +283,8 @@ def test_a_result_that_nobody_waits_for_any_more_is_kept() -> None:
 
 def test_notes_are_told_once() -> None:
     class Noted(BrightnessScorer):
-        def notes(self, texts: Sequence[str]) -> Sequence[str]:
-            return ["the text is long"] * len(texts)
+        def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
+            return ["the text is long"] * len(requests)
 
     study, catalog = small_study(), MemoryCatalog()
     worker = Worker(FakePipeline(), {"clip_score": Noted()}, "fake")
@@ -340,6 +346,58 @@ def test_looks_are_remembered_apart_and_their_pictures_are_not_kept() -> None:
         calls = j.outcome.after if isinstance(j.outcome, Looked) else 4
         judged.setdefault(j.request.image_id, []).append(calls)
     assert progress.unet_calls == sum(max(calls) for calls in judged.values())
+
+
+class Keeping(FakePipeline):
+    """Keeps what was looked at until that is drawn or cancelled, as the slot engine does."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.kept: set[str] = set()
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
+        made = super().advance(new, cancelled)
+        for item in made:
+            (self.kept.discard if item.after is None else self.kept.add)(item.request.image_id)
+        self.kept -= set(cancelled)
+        return made
+
+
+def test_what_is_set_aside_of_those_that_left_a_race_is_let_go_of() -> None:
+    study, catalog, pipeline = racing_study(), MemoryCatalog(), Keeping()
+    racing(study, catalog, pipeline)
+    assert len(pipeline.looked) > 100
+    assert pipeline.kept == set()
+    assert len(pipeline.made) == len(set(pipeline.made)), "what stays in the race is not let go of"
+
+
+def test_what_another_trial_looked_at_too_is_kept() -> None:
+    class Twins(Grid):
+        """Deals two trials the same look, drops the first, then draws the second to its end."""
+
+        dealt = 0
+
+        def ask(self, free: int) -> Sequence[Assignment]:
+            self.dealt += 1
+            settings: Settings = {"guidance_scale": 3.0, "negative_prompt": ""}
+            if self.dealt == 1:
+                return [Assignment(Trial(number, settings), 0, 2) for number in range(2)]
+            return [Assignment(Trial(1, settings), 0)] if self.dealt == 3 else []
+
+        def report(self, reports: Sequence[Report]) -> Sequence[int]:
+            return [0] if any(isinstance(report.outcome, Looked) for report in reports) else []
+
+    study, catalog, pipeline = small_study(), MemoryCatalog(), Keeping()
+    gone: list[str] = []
+
+    class Told(InProcessPool):
+        def cancel(self, image_ids: Collection[str]) -> None:
+            gone.extend(image_ids)
+            super().cancel(image_ids)
+
+    worker = Worker(pipeline, {"clip_score": BrightnessScorer()}, "fake")
+    sweep(study, grid(study, kind=Twins), Told(worker, 4), catalog, NullTracker())
+    assert (gone, len(pipeline.looked)) == ([], 1)
 
 
 def test_a_race_that_was_done_is_done() -> None:
@@ -447,7 +505,8 @@ def test_what_was_spent_before_counts() -> None:
 
 
 def test_a_validation_is_outside_the_searches_budget() -> None:
-    study = racing_study(validate=5).model_copy(update={"budget": BudgetSpec.model_validate({"images": 70})})
+    budget = BudgetSpec.model_validate({"images": 70})
+    study = racing_study(strategy="grid", validate=5).model_copy(update={"budget": budget})
     catalog = MemoryCatalog()
     progress = racing(study, catalog)
     assert progress.ended_by == "the budget of 70 images is used up"
@@ -455,3 +514,107 @@ def test_a_validation_is_outside_the_searches_budget() -> None:
     assert roles["search"] == 70
     assert roles["validate"] >= 5
     assert progress.generated == 70 + roles["validate"]
+
+
+# Seconds of the workers
+
+
+class Timed(FakePipeline):
+    """Takes a hundred seconds for every UNet call that a picture has had by then, looks included."""
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
+        made = super().advance(new, cancelled)
+        return [replace(item, seconds=100.0 * (item.unet_calls or 0)) for item in made]
+
+
+def timed(
+    study: Study, catalog: Catalog, past: Sequence[PastTrial] = (), pipeline: Timed | None = None
+) -> Progress:
+    worker = Worker(pipeline or Timed(2), {"clip_score": BrightnessScorer()}, "fake")
+    pool = InProcessPool(worker, batch=4)
+    return sweep(study, make_strategy(study, past), pool, catalog, NullTracker(), past)
+
+
+def measuring(study: Study) -> Study:
+    """The study with a worker's seconds as its second objective."""
+    return study.model_copy(update={"directions": {"clip_score": "maximize", "gpu_seconds": "minimize"}})
+
+
+def seconds_of(judged: Sequence[Judged]) -> set[float]:
+    outcomes = [item.outcome for item in judged]
+    assert all(isinstance(outcome, Scored) for outcome in outcomes)
+    return {outcome.scores["gpu_seconds"] for outcome in outcomes if isinstance(outcome, Scored)}
+
+
+def test_seconds_are_measured_where_they_count_and_only_there() -> None:
+    catalog = MemoryCatalog()
+    timed(measuring(small_study()), catalog)
+    assert seconds_of(catalog.judged) == {400.0}  # of four steps
+    plain = MemoryCatalog()
+    timed(small_study(), plain)
+    assert all(
+        j.outcome.scores.keys() == {"clip_score"} for j in plain.judged if isinstance(j.outcome, Scored)
+    )
+
+
+def test_a_stored_picture_has_the_seconds_that_it_once_took(tmp_path: Path) -> None:
+    class Watched(ParquetCatalog):
+        def write(self, done: Sequence[Done], judged: Sequence[Judged]) -> None:
+            super().write(done, judged)
+            self.told = [*getattr(self, "told", []), *judged]
+
+    timed(small_study(), ParquetCatalog(Tables(tmp_path), small_study()))
+    # of the same text its score is there already, of another it is scored without being drawn
+    for name, text in (("same", "a bright picture"), ("other", "another text")):
+        study = measuring(small_study(name=name, score_text=text))
+        catalog = Watched(Tables(tmp_path), study)
+        progress = timed(study, catalog)
+        assert progress.generated == 0
+        assert seconds_of(catalog.told) == {400.0}
+        assert progress.spent.gpu_seconds < 100, "it was drawn before"
+
+
+def test_seconds_of_looks_are_part_of_their_pictures() -> None:
+    study, catalog = racing_study(), MemoryCatalog()
+    progress = timed(study, catalog)
+    reached: dict[str, int] = {}
+    for j in catalog.judged:
+        calls = j.outcome.after if isinstance(j.outcome, Looked) else 4
+        reached[j.request.image_id] = max(calls, reached.get(j.request.image_id, 0))
+    assert progress.looks > 0
+    assert progress.spent.gpu_seconds == pytest.approx(100 * sum(reached.values()), abs=50)
+
+
+def test_scoring_counts_as_seconds_too() -> None:
+    class Slow(BrightnessScorer):
+        def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
+            time.sleep(0.002 * len(images))
+            return super().score(images, requests)
+
+    study, catalog = small_study(), MemoryCatalog()
+    pool = InProcessPool(Worker(FakePipeline(2), {"clip_score": Slow()}, "fake"), batch=4)
+    progress = sweep(study, make_strategy(study, ()), pool, catalog, NullTracker())
+    assert progress.spent.gpu_seconds >= 0.002 * 18
+
+
+def test_a_validation_spends_no_seconds_of_the_search() -> None:
+    study, catalog = small_study(search=SearchSpec.model_validate({"validate": 4})), MemoryCatalog()
+    worker = Worker(Timed(2), {"clip_score": BrightnessScorer()}, "fake")
+    progress = sweep(
+        study,
+        make_strategy(study, ()),
+        InProcessPool(worker, batch=4),
+        catalog,
+        NullTracker(),
+        validation=lambda: make_validation(study, catalog.past()),
+    )
+    assert sum(j.role == "validate" for j in catalog.judged) == 4 * 4
+    assert progress.spent.gpu_seconds == pytest.approx(18 * 400, abs=50)
+
+
+def test_a_budget_of_the_workers_seconds_ends_a_study() -> None:
+    study = small_study().model_copy(update={"budget": BudgetSpec.model_validate({"gpu_seconds": 1000})})
+    catalog = MemoryCatalog()
+    progress = timed(study, catalog)
+    assert progress.ended_by == "the budget of 1,000 seconds of the workers' time is used up"
+    assert 3 <= progress.generated <= 3 + 4, "and what was under way"

@@ -25,6 +25,7 @@ from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.errors import InputError
+from search_spaces.requests import ImageRequest
 from search_spaces.study import Study
 from tests.orchestrator.studies import fake_worker, grid, small_study
 from workers.pipelines.fake import FakePipeline
@@ -243,13 +244,13 @@ def test_datasets_shows_the_pictures(
 class Darkness:
     """A scorer that prefers what the other does not."""
 
-    def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
+    def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
         return [
             255.0 - float(sum(image.convert("L").tobytes())) / (image.width * image.height)
             for image in images
         ]
 
-    def notes(self, texts: Sequence[str]) -> Sequence[str]:
+    def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
         return []
 
 

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from orchestrator import wiring
+from search_spaces.requests import ImageRequest
 from search_spaces.study_file import EngineSpec
 from tests.orchestrator.test_api import study_file
 from tests.workers.helpers import SCHEDULER_NOISE
+from tests.workers.tiny_models import save_tiny_sd
 from workers.pipelines.loading import load_pipeline
 from workers.pipelines.slot_engine import SlotEngine
 
@@ -35,6 +37,37 @@ def test_rows_are_measured_once_and_then_remembered(
     assert first.rows in {2**power for power in range(1, 9)}
     monkeypatch.setattr(SlotEngine, "fastest_rows", lambda *_: pytest.fail("measured again"))
     assert engine_of(resolved).rows == first.rows
+
+
+def test_rows_are_measured_for_each_size_that_inputs_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image-to-image draws at the size of its input: a study's largest decides."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_tiny_sd(tmp_path / "model")
+    for side in (32, 64, 96):
+        Image.new("RGB", (side, side), "red").save(tmp_path / f"{side}.png")
+    measured: list[int] = []
+
+    def measure(_: SlotEngine, example: ImageRequest) -> int:
+        assert example.image is not None
+        measured.append(study.images[example.image].width)
+        return 1024 // measured[-1]
+
+    monkeypatch.setattr(SlotEngine, "fastest_rows", measure)
+    rows: list[int] = []
+    for sides in ((32,), (32,), (32, 96, 64), (64,), (96,)):
+        inputs = "".join(f"  - {{prompt: a cat, image: {side}.png}}\n" for side in sides)
+        path = tmp_path / "study.yaml"
+        path.write_text(
+            f"study: s{len(rows)}\nmodel: ./model\nclip_model: toyworld\ntask: image-to-image\n"
+            f"inputs:\n{inputs}space: {{strength: [0.5, 1.0]}}\n",
+            encoding="utf-8",
+        )
+        study = wiring.resolve(path, str(tmp_path / "runs"), lambda: 0)
+        rows.append(engine_of(study).rows)
+    assert measured == [32, 96, 64]
+    assert rows == [32, 32, 10, 16, 10]
 
 
 def test_rows_that_are_asked_for_are_not_measured(

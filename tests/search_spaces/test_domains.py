@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from search_spaces.domains import Choices, Domain, FloatRange, IntRange
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange, offers, spans
 from search_spaces.requests import Value
 from tests.search_spaces.examples import law
 
@@ -96,6 +96,27 @@ def test_a_list_keeps_the_order_of_the_file() -> None:
 )
 def test_only_numbers_have_an_order(values: tuple[Value, ...], ordered: bool) -> None:
     assert Choices(values=values).ordered is ordered
+
+
+@pytest.mark.parametrize(
+    ("domain", "offered", "spanned", "neither"),
+    [
+        (Choices(values=(3, 1, 7.5)), [1, 3.0, 7.5], [2, 7.25], [0.5, 8, True, "1", None]),
+        (Choices(values=("", None, True)), ["", None, True], [], [1, "x", 0.5]),
+        (Choices(values=(0, False, 4)), [0, False, 4], [1], [True]),
+        (FloatRange(low=0.1, high=0.7, step=0.1), [0.1, 0.3, 0.7], [0.25], [0.05, 0.8, None, "0.3"]),
+        (FloatRange(low=0.5, high=2), [0.5, 1.234, 2], [], [0.4, 2.1, True]),
+        (IntRange(low=1, high=9, step=4), [1, 5, 9.0], [2, 8.5], [0, 13, True]),
+    ],
+)
+def test_what_a_domain_offers_and_what_lies_between(
+    domain: Domain, offered: list[Value], spanned: list[Value], neither: list[Value]
+) -> None:
+    assert [offers(domain, value) for value in [*offered, *spanned, *neither]] == [True] * len(offered) + [
+        False
+    ] * len([*spanned, *neither])
+    assert all(spans(domain, value) for value in spanned)
+    assert not any(spans(domain, value) for value in neither)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from search_spaces.space import (
     effective_steps,
     guidance_is_on,
     survey,
+    telling_cells,
     why_it_cannot_run,
 )
 from tests.search_spaces.examples import (
@@ -384,3 +385,108 @@ def test_eta_counts_only_where_the_scheduler_takes_it() -> None:
     found = survey(space, Judge({"num_inference_steps": 4, "guidance_scale": 5.0}, model))
     assert len(found.candidates) == 3
     assert found.inert == {"eta changes nothing with PNDMScheduler": 1}
+
+
+# Whether anything can run
+
+eighths = st.integers(0, 8).map(lambda n: n / 8)
+spans = st.tuples(eighths, eighths).filter(lambda ends: ends[0] < ends[1])
+rules = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "strength": spans.map(lambda ends: FloatRange(low=ends[0], high=ends[1]))
+            | eighths.map(lambda value: Choices(values=(value,))),
+            "num_inference_steps": st.lists(st.integers(1, 6), min_size=1, max_size=4).map(
+                lambda values: Choices(values=tuple(values))
+            ),
+            "scheduler": st.sampled_from("ABC").map(lambda name: Choices(values=(name,))),
+        },
+    ).filter(bool),
+    max_size=6,
+)
+
+
+@law
+@given(rules, st.booleans(), st.booleans(), st.lists(st.integers(1, 6), min_size=1, max_size=3, unique=True))
+def test_few_cells_tell_whether_a_space_has_one_that_can_run(
+    exclude: list[dict[str, Domain]], continuous: bool, conditional: bool, steps: list[int]
+) -> None:
+    limited = INPAINTING.model_copy(update={"step_limits": {"A": (2, None), "B": (1, 4)}})
+    when: dict[str, tuple[Value, ...]] = {"scheduler": ("A", "B")} if conditional else {}
+    strength = FloatRange(low=0, high=1, step=None if continuous else 0.125, when=when)
+    made = space(scheduler=["A", "B", "C"], num_inference_steps=steps, strength=strength)
+    judge = Judge({}, limited, made.axes, exclude)
+    few = list(telling_cells(made, judge))
+    # Rules speak of eighths, so that what lies between two is all alike; the last float before one can run longest.
+    fine = sorted({max(0.0, n / 8 - off) for n in range(9) for off in (0, 1e-9)}) if continuous else None
+    whole = made if fine is None else Space(axes={**made.axes, "strength": Choices(values=tuple(fine))})
+    walked = [cell for cell in whole.lattice() if judge.obstacle(cell) is None]
+    assert any(judge.obstacle(cell) is None for cell in few) == bool(walked)
+    assert len(few) <= 3 * 3 * 40
+
+
+@pytest.mark.parametrize(
+    ("axes", "runs"),
+    [
+        # the largest number of steps is beyond what the scheduler takes
+        (space(scheduler=["B"], num_inference_steps=[6, 3]), {"scheduler": "B", "num_inference_steps": 3}),
+        # a strength without effective steps is used beside one guidance only
+        (
+            space(
+                strength=Choices(values=(0.01,), when={"guidance_scale": (9,)}),
+                guidance_scale=[9, 5],
+                num_inference_steps=[20],
+            ),
+            {"strength": 0.01, "guidance_scale": 5, "num_inference_steps": 20},
+        ),
+    ],
+)
+def test_the_one_cell_that_can_run_is_among_the_telling_ones(axes: Space, runs: Settings) -> None:
+    limited = INPAINTING.model_copy(update={"step_limits": {"B": (1, 4)}})
+    judge = Judge({"strength": 1.0} if "strength" not in axes.axes else {}, limited, axes.axes)
+    assert [cell for cell in telling_cells(axes, judge) if judge.obstacle(cell) is None] == [runs]
+
+
+# The random order
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 64, 100, 257])
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_the_random_order_is_one_of_every_cell_once(size: int, seed: int) -> None:
+    made = space(x=list(range(size)))
+    order = [cell["x"] for cell in made.shuffled(seed)]
+    assert sorted(order, key=str) == sorted(range(size), key=str)
+    assert order == [cell["x"] for cell in made.shuffled(seed)]
+
+
+@pytest.mark.parametrize("width", [25, 50])  # 500 and 1,000 cells: 9 and 10 bits
+def test_the_random_order_is_random(width: int) -> None:
+    made = space(x=list(range(20)), y=list(range(width)))
+    positions = {tuple(cell.values()): place for place, cell in enumerate(made.lattice())}
+    size = len(positions)
+    orders = [[positions[tuple(cell.values())] for cell in made.shuffled(seed)] for seed in range(8)]
+    assert len({tuple(order) for order in orders}) == len(orders)
+    for order in orders:
+        # of numbers at random, in units of their count: mean 0.50, mean step 0.33, correlation with places 0
+        assert abs(sum(order[: size // 4]) / (size // 4) / size - 0.5) < 0.09
+        steps = [abs(one - other) for one, other in itertools.pairwise(order)]
+        assert abs(sum(steps) / len(steps) / size - 0.333) < 0.05
+        middle = (size - 1) / 2
+        correlated = sum((place - middle) * (value - middle) for place, value in enumerate(order))
+        assert abs(correlated) < 0.18 * size * (size**2 - 1) / 12
+    for one, other in itertools.combinations(orders, 2):
+        assert sum(a == b for a, b in zip(one, other, strict=True)) < 12, "seeds share few places"
+
+
+def test_each_place_of_the_random_order_may_hold_each_cell() -> None:
+    made = space(x=list(range(10)))
+    orders = [[cell["x"] for cell in made.shuffled(seed)] for seed in range(1000)]
+    for place in range(10):
+        counts = [sum(order[place] == value for order in orders) for value in range(10)]
+        assert 50 < min(counts) <= max(counts) < 160, (place, counts)
+
+
+def test_a_continuous_axis_has_no_order() -> None:
+    with pytest.raises(ValueError, match="x is continuous"):
+        space(x=FloatRange(low=0, high=1)).shuffled(0)

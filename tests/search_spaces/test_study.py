@@ -151,7 +151,7 @@ def test_a_space_of_which_some_can_run_is_taken() -> None:
     study("{num_inference_steps: [1, 2], strength: [0, 0.5]}")
     study("{num_inference_steps: [1], strength: [0.1]}", model=UNKNOWN)
     study("{width: {low: 64, high: 128, step: 16}}")
-    study("{strength: {low: 0, high: 0.01}}", rest="search: {strategy: tpe, trials: 3}")
+    study("{strength: {low: 0, high: 0.06}}", rest="search: {strategy: tpe, trials: 3}")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_space_of_which_some_can_run_is_taken() -> None:
     [
         ("{guidance_scale: [1, 7.5, 3]}", {"guidance_scale": 3}),
         ("{width: [128, 64], height: {low: 64, high: 128, step: 8}}", {"width": 128, "height": 128}),
-        ("{num_inference_steps: [2, 9], strength: [1.0, 0.1]}", {"num_inference_steps": 2, "strength": 1.0}),
+        ("{num_inference_steps: [2, 9], strength: [1.0, 0.1]}", {"num_inference_steps": 9, "strength": 1.0}),
     ],
 )
 def test_the_example_is_of_the_largest_size_and_can_run(space: str, example: Settings) -> None:
@@ -173,14 +173,33 @@ def test_the_example_of_a_continuous_space() -> None:
     assert made.example == {"guidance_scale": 9.0}
 
 
-def test_a_huge_space_is_not_walked_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"axis{number}" for number in range(6)]
-    huge = "{" + ", ".join(f"{name}: {{low: 0, high: 9}}" for name in names) + "}"
-    runnable = study(huge, model=model(keywords={**KEYWORDS, **dict.fromkeys(names, 0)}))
-    assert runnable.space.size == search_spaces.study.SURVEY_LIMIT
-    # Beyond the limit a space where nothing can run is found out by running it.
-    monkeypatch.setattr(search_spaces.study, "SURVEY_LIMIT", 5)
-    study("{num_inference_steps: [1, 2, 3], strength: [0.1, 0.2]}")
+NAMES = [f"axis{number}" for number in range(6)]
+HUGE = "{" + ", ".join(f"{name}: {{low: 0, high: 99999}}" for name in NAMES) + ", strength: [0.01, 1.0]}"
+HUGE_MODEL = model(keywords={**KEYWORDS, **dict.fromkeys(NAMES, 0)})
+
+
+def test_a_huge_space_is_taken_without_a_walk() -> None:
+    made = study(HUGE, model=HUGE_MODEL, rest="exclude: [{axis0: {low: 0, high: 99998}}]")
+    assert made.space.size == 2 * 10**30
+    assert made.judge.obstacle(made.example) is None
+    assert (made.example["axis0"], made.example["strength"]) == (99999, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("space", "rest"),
+    [
+        (HUGE, "exclude: [{axis0: {low: 0, high: 5000}}, {axis0: {low: 5001, high: 99999}}]"),
+        (HUGE, "exclude: [{strength: 1.0}]"),  # what is left runs no step
+        (
+            "{guidance_scale: {low: 1, high: 9}}",
+            "exclude: [{guidance_scale: {low: 0, high: 5}}, {guidance_scale: {low: 5, high: 9}}]\n"
+            "search: {strategy: tpe, trials: 3}",
+        ),
+        ("{strength: {low: 0, high: 0.01}}", "search: {strategy: tpe, trials: 3}"),
+    ],
+)
+def test_a_space_of_which_nothing_is_left_is_refused_however_large_it_is(space: str, rest: str) -> None:
+    assert "no cell of the space can run: " in refusal(space=space, rest=rest, model=HUGE_MODEL)
 
 
 # Identity
@@ -403,6 +422,46 @@ def test_a_setting_whose_condition_does_not_hold_is_the_models_own() -> None:
     assert sentence == "strength changes nothing where 'when' does not hold"
 
 
+@pytest.mark.parametrize("order", [("strength", "guidance_scale"), ("guidance_scale", "strength")])
+def test_conditions_may_depend_on_settings_that_have_conditions(order: tuple[str, str]) -> None:
+    axes = {
+        "strength": "strength: {values: [0.3, 0.5], when: {guidance_scale: 9}}",
+        "guidance_scale": "guidance_scale: {values: [5, 9], when: {num_inference_steps: 30}}",
+    }
+    named = ", ".join([*(axes[name] for name in order), "num_inference_steps: [20, 30]"])
+    pinned = study(f"{{{named}}}")
+    found = survey(pinned.space, pinned.judge)
+    # beside 20 steps guidance is the model's own, and so is strength; beside 30 and guidance 9 strength has its turn
+    drawn = {tuple(pinned.judge.complete(cell)[name] for name in sorted(cell)) for cell in found.candidates}
+    assert drawn == {(5.0, 20, 1.0), (5.0, 30, 1.0), (9.0, 30, 0.3), (9.0, 30, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("space", "rest", "said"),
+    [
+        (
+            "{guidance_scale: {values: [1, 5], when: {strength: 0.5}}, "
+            "strength: {values: [0.5, 1], when: {guidance_scale: 5}}}",
+            "",
+            "conditions under 'when' go in a circle: guidance_scale → strength → guidance_scale",
+        ),
+        (
+            "{guidance_scale: [1, 5], strength: {values: [0.5, 1], when: {guidance_scale: 5}}}",
+            "exclude: [{guidance_scale: 5}]",
+            "space.strength.when: no cell that can run has guidance_scale 5.0, so that strength would never be",
+        ),
+        (  # each alone holds somewhere, both together nowhere
+            "{guidance_scale: {values: [1, 5], when: {num_inference_steps: 30}}, num_inference_steps: [20, 30], "
+            "strength: {values: [0.5, 1], when: {guidance_scale: 1, num_inference_steps: 20}}}",
+            "",
+            "space.strength.when: no cell that can run has guidance_scale 1.0 and num_inference_steps 20",
+        ),
+    ],
+)
+def test_a_conditional_branch_that_is_never_taken_is_refused(space: str, rest: str, said: str) -> None:
+    assert said in refusal(space=space, rest=rest)
+
+
 def test_excluded_cells_are_named_and_not_candidates() -> None:
     pinned = study(rest="exclude: [{num_inference_steps: 3, strength: [0.5, 0.51]}, {guidance_scale: 1}]")
     found = survey(pinned.space, pinned.judge)
@@ -424,6 +483,47 @@ def test_the_models_own_settings_are_the_baseline_and_tried_first() -> None:
 
 def test_a_baseline_that_is_left_out_is_not_tried() -> None:
     assert study("{strength: [0.5, 1]}", rest="exclude: [{strength: 1}]").first == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "held"),
+    [
+        ("grid", {"guidance_scale": 5.0, "strength": 0.5}, True),
+        ("grid", {"guidance_scale": 7.0, "strength": 0.5}, False),  # a value that left
+        ("refine, trials: 50", {"guidance_scale": 7.0, "strength": 0.5}, True),  # or one that refining led to
+        ("refine, trials: 50", {"guidance_scale": 10.0, "strength": 0.5}, False),
+        ("grid", {"guidance_scale": 5.0, "strength": 0.9}, False),  # excluded since
+        ("grid", {"guidance_scale": 11.0, "strength": 1.0}, True),  # enqueued
+        ("grid", {"guidance_scale": 5.0}, False),
+    ],
+)
+def test_what_a_study_still_holds_of_an_earlier_session(
+    strategy: str, settings: Settings, held: bool
+) -> None:
+    made = study(
+        "{guidance_scale: [3, 5, 9], strength: [0.5, 0.9]}",
+        rest="exclude: [{strength: 0.9}]\n"
+        f"search: {{strategy: {strategy}, enqueue: [{{guidance_scale: 11}}]}}",
+    )
+    assert made.holds(settings) is held
+
+
+def test_a_value_that_nothing_depends_on_may_have_left() -> None:
+    made = study("{strength: {values: [0.3, 0.5], when: {guidance_scale: 9}}, guidance_scale: [5, 9]}")
+    assert made.holds({"strength": 0.4, "guidance_scale": 5})
+    assert not made.holds({"strength": 0.4, "guidance_scale": 9})
+
+
+def test_pixel_scorers_judge_where_their_scores_count() -> None:
+    assert study().scorers == {"clip_score": SCORER}
+    bounded = study(rest="constraints: [preservation_psnr >= 25, gpu_seconds <= 9]")
+    assert bounded.measures == {"preservation_psnr", "gpu_seconds"}
+    assert {name: each.id for name, each in bounded.scorers.items()} == {
+        "clip_score": SCORER.id,
+        "preservation_psnr": "preservation_psnr/pixels@1",
+    }
+    request = bounded.request({}, bounded.instances[0])
+    assert [each.text_of(request) for each in bounded.scorers.values()] == [request.score_text, ""]
 
 
 def test_validation_has_fresh_seeds_of_its_own() -> None:

@@ -285,10 +285,29 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ("budget", {"seconds": 0}, ["budget.seconds: 0", "must be above 0"]),
         ("budget", {"gpu_second": 5}, ["unknown key 'gpu_second' in budget", "did you mean 'gpu_seconds'?"]),
         ("objectives", [{"clip_score": "maximize"}], ["objectives: one alone", "'objective'"]),
-        ("objectives", [{"clip_score": "maximize"}, {"gpu_second": "minimize"}], ["gpu_second"]),
-        ("objectives", [{"clip_score": "maximise"}], ["maximise", "did you mean 'maximize'"]),
+        (
+            "objectives",
+            [{"clip_score": "maximize"}, {"gpu_second": "minimize"}],
+            ["objectives[1]: unknown score 'gpu_second'; did you mean 'gpu_seconds'"],
+        ),
+        (
+            "objectives",
+            [{"clip_score": "maximise"}],
+            ["objectives[0]: unknown direction of clip_score 'maximise'; did you mean 'maximize'"],
+        ),
+        ("objectives", [], ["objectives is empty", "clip_score alone"]),
+        (
+            "space.strength",
+            {"values": [0.5], "when": {"scheduler": []}},
+            ["space.strength.when.scheduler: the list is empty"],
+        ),
         ("objectives", [{"clip_score": "maximize"}, {"clip_score": "maximize"}], ["listed twice"]),
         ("objectives", [{"clip_score": "minimize"}, {"gpu_seconds": "minimize"}], ["clip_score can only be max"]),
+        (
+            "objectives",
+            [{"clip_score": "maximize"}, {"preservation_psnr": "minimize"}],
+            ["preservation_psnr can only be maximized"],
+        ),
         ("objectives", [{"clip_score": "maximize", "gpu_seconds": "minimize"}], ["objectives[0] names 2 scores"]),
         ("constraints", ["beauty >= 3"], ["constraints[0]", "unknown score 'beauty'", "clip_score"]),
         ("constraints", ["gpu_seconds < 3"], ["constraints[0]", "not a bound", "gpu_seconds <= 2.5"]),
@@ -726,14 +745,19 @@ def test_several_objectives_and_constraints_are_read() -> None:
     spec = StudySpec.model_validate(
         {
             **document(),
-            "objectives": [{"clip_score": "maximize"}, {"gpu_seconds": "minimize"}],
-            "constraints": ["gpu_seconds<=.5", "clip_score >= -1e1"],
+            "objectives": [
+                {"clip_score": "maximize"},
+                {"gpu_seconds": "minimize"},
+                {"preservation_psnr": "maximize"},
+            ],
+            "constraints": ["gpu_seconds<=.5", "clip_score >= -1e1", "preservation_psnr >= 25"],
         }
     )
-    assert spec.objectives[1] == {"gpu_seconds": "minimize"}
+    assert spec.objectives[1:] == [{"gpu_seconds": "minimize"}, {"preservation_psnr": "maximize"}]
     assert [str(parse_constraint(text)) for text in spec.constraints] == [
         "gpu_seconds <= 0.5",
         "clip_score >= -10",
+        "preservation_psnr >= 25",
     ]
 
 

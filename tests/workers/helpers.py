@@ -29,7 +29,9 @@ def a_request(
     """A request whose image_id hashes all of it but the score text."""
     settings = dict(settings or {})
     facts = {"settings": settings, "prompt": prompt, "seed": seed, "image": image, "mask": mask}
-    return ImageRequest(content_hash(facts), settings, prompt, seed, image, mask, score_text or prompt)
+    return ImageRequest(
+        content_hash(facts), settings, prompt, seed, image, mask, prompt if score_text is None else score_text
+    )
 
 
 def complete(model: ModelDescription, **changes: Value) -> dict[str, Value]:

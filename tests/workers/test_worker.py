@@ -32,12 +32,13 @@ LOST = Failed("lost", "out of memory")
 class ByText:
     """Scores the number that a text says, whatever the picture; `nan` and `inf` too."""
 
-    def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
-        assert len(images) == len(texts)
-        return [float(text) for text in texts]
+    def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
+        assert len(images) == len(requests)
+        return [float(request.score_text) for request in requests]
 
-    def notes(self, texts: Sequence[str]) -> Sequence[str]:
-        return [f"{text} is long" for text in dict.fromkeys(texts) if len(text) > 5]
+    def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
+        texts = dict.fromkeys(request.score_text for request in requests)
+        return [f"{text} is long" for text in texts if len(text) > 5]
 
 
 def some(count: int) -> list[ImageRequest]:
@@ -77,7 +78,7 @@ class TestAdvance:
                 continue
             colour = tuple(bytes.fromhex(item.request.image_id[:6]))
             assert picture(item).getpixel((0, 0)) == colour
-            expected = BrightnessScorer().score([picture(item)], [""])[0]
+            expected = BrightnessScorer().score([picture(item)], [item.request])[0]
             assert item.outcome == Scored({"bright": expected})
             with Image.open(io.BytesIO(item.png or b"")) as stored:
                 stored.load()
@@ -96,7 +97,7 @@ class TestAdvance:
         assert isinstance(item.outcome, Scored)
         assert item.outcome.scores == {
             "said": 0.0,
-            "bright": BrightnessScorer().score([picture(item)], [""])[0],
+            "bright": BrightnessScorer().score([picture(item)], [item.request])[0],
         }
 
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -126,7 +127,9 @@ class TestAdvance:
 
     def test_failures_only_need_no_scorer(self) -> None:
         class Untouchable(ByText):
-            def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
+            def score(
+                self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]
+            ) -> Sequence[float]:
                 assert not images
                 return []
 
@@ -244,7 +247,9 @@ class TestOverlap:
 
     def test_an_error_in_the_scorer_reaches_the_caller(self) -> None:
         class Broken(BrightnessScorer):
-            def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
+            def score(
+                self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]
+            ) -> Sequence[float]:
                 raise RuntimeError("the scorer is broken")
 
         worker = Worker(FakePipeline(2), {"clip_score": Broken()}, "fake", overlap=True)

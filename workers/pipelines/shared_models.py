@@ -104,7 +104,7 @@ class SharedVae:
     def encode(self, image: torch.Tensor, return_dict: bool = True) -> Any:
         """The posterior of an image (1, 3, height, width), computed once."""
         assert return_dict
-        return self._encoded.get(_content(image), lambda: self._as(image.dtype).encode(image))
+        return self._encoded.get(content(image), lambda: self._as(image.dtype).encode(image))
 
     def decode(self, latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         """Hand latents over; a generator is not needed, since decoding draws nothing."""
@@ -121,7 +121,8 @@ class SharedVae:
         return self._vae
 
 
-def _content(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype, bytes]:
+def content(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype, bytes]:
+    """Equal for tensors that hold the same; a GPU is waited for."""
     raw = tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy()
     return tensor.shape, tensor.dtype, hashlib.blake2b(raw.data, digest_size=16).digest()
 

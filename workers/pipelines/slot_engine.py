@@ -11,7 +11,7 @@ import functools
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,10 @@ from workers.pipelines.shared_models import (
     SharedUNet,
     SharedVae,
     UNetCall,
+    content,
     remembered_prompts,
 )
+from workers.pipelines.shared_rows import SharedRows
 from workers.pipelines.whole_call import (
     SchedulerKey,
     call_arguments,
@@ -69,6 +71,22 @@ class _Run:
     asks: Call | None = None
     unet_calls: int = 0
     seconds: float = 0.0
+    rows_before: int = 0  # the engine's, before this call ran out of memory by itself
+    text: torch.Tensor | None = None
+    text_names: Sequence[Hashable] = ()  # equal for rows of equal text
+
+    def names_of_text(self, text: torch.Tensor) -> Sequence[Hashable]:
+        """What each row of an embedded text holds; a call uses the same one to its end."""
+        if self.text is not text:
+            self.text, self.text_names = text, [content(row) for row in text]
+        return self.text_names
+
+
+@dataclass(frozen=True)
+class _OutOfMemory:
+    """How a call ends that ran out of memory in what it does by itself: encoding texts and images, stepping."""
+
+    reason: str
 
 
 @dataclass
@@ -85,7 +103,8 @@ class SlotEngine:
 
     A request takes two rows with guidance and one without. `set_aside` bounds the requests that were looked at
     and wait to be resumed. Where memory runs out, the rows are halved and what was in flight goes on, and the
-    next result says so.
+    next result says so. Requests under way or set aside keep the engine and its model in memory: cancel them
+    before letting go of it.
     """
 
     def __init__(
@@ -102,6 +121,8 @@ class SlotEngine:
         self._padded, self._patience, self._set_aside = False, patience, set_aside
         self._vae = SharedVae(pipeline.vae)
         self._shared = _shared_attributes(pipeline, self._vae)
+        # On a GPU, where the layers that skip rows take little of the time, nobody has measured it.
+        self._shared_rows = SharedRows(pipeline.unet) if pipeline.unet.device.type == "cpu" else None
         self._schedulers = Remembered(SCHEDULERS)
         self._aside: OrderedDict[str, _Run] = OrderedDict()
         self._to_decode: list[_Run] = []
@@ -138,18 +159,9 @@ class SlotEngine:
         finished, self._finished = self._finished, []
         return finished
 
-    def close(self) -> None:
-        """Let go of everything under way or set aside; without it, running calls keep the model in memory."""
-        with torch.inference_mode():
-            for run in [*self._rows.live, *self._rows.waiting, *self._to_decode, *self._aside.values()]:
-                self._rows.remove(run)
-                self._end(run)
-        self._to_decode.clear()
-        self._aside.clear()
-
     def compile(self) -> None:
         """Compile the UNet's blocks with the next call; from then on every batch is padded to `rows` rows."""
-        self._padded = True
+        self._padded, self._shared_rows = True, None  # shapes that never change
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
         for module in self._pipeline.unet.modules():
             if type(module).__name__ in COMPILED_BLOCKS:
@@ -161,7 +173,9 @@ class SlotEngine:
         Raises ValueError where the example cannot be drawn.
         """
         with self._bare_call(example) as call:
-            return fastest_rows(call)
+            # On a CPU by the time that this process had: others on the machine would spoil what is remembered.
+            on_cpu = self._pipeline.unet.device.type == "cpu"
+            return fastest_rows(call, time.process_time if on_cpu else time.perf_counter)
 
     def bare_rate(self, example: ImageRequest, seconds: float) -> float:
         """Rows per second of nothing but the UNet, called over and over with `rows` rows of an example.
@@ -180,15 +194,15 @@ class SlotEngine:
     def _bare_call(self, example: ImageRequest) -> Iterator[Callable[[int], None]]:
         """A function that calls the UNet on so many copies of an example's first row."""
         with torch.inference_mode():
-            run = _Run(example)
-            run.thread.run = functools.partial(self._draw, run)
+            run = self._made_ready(_Run(example))
             asks = run.thread.switch()
             if not isinstance(asks, UNetCall):
                 raise ValueError(f"the example gives no UNet call but {asks}")
             one = UNetCall(asks.sample[:1], asks.timestep, _first_row(asks.keywords))
 
             def call(rows: int) -> None:
-                self._unet([one] * rows)
+                sample, times, keywords = _stacked_calls([one] * rows, 0)
+                self._pipeline.unet(sample, times, **keywords, return_dict=False)
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
 
@@ -196,19 +210,21 @@ class SlotEngine:
                 yield call
             finally:
                 self._end(run)
-                self.usage = Usage()
 
     @property
     def _is_busy(self) -> bool:
         return bool(self._rows.live or self._rows.waiting or self._to_decode)
 
     def _take(self, request: ImageRequest) -> None:
-        run = self._aside.pop(request.image_id, None)
-        if run is None:
-            run = _Run(request)
-            run.thread.run = functools.partial(self._draw, run)
+        run = self._aside.pop(request.image_id, None) or self._made_ready(_Run(request))
         run.request = request
         self._wait_for_rows(run)
+
+    def _made_ready(self, run: _Run) -> _Run:
+        """A run at the beginning of its call."""
+        run.thread, run.asks, run.unet_calls = greenlet.greenlet(), None, 0
+        run.thread.run = functools.partial(self._draw, run)
+        return run
 
     def _wait_for_rows(self, run: _Run) -> None:
         rows = 2 if guidance_is_on(run.request.settings, self._model) else 1
@@ -268,9 +284,12 @@ class SlotEngine:
         failed = Failed("infeasible" if infeasible else "lost", reason)
         self._heed(run, run.thread.throw(_EndedError(failed)))
 
-    def _heed(self, run: _Run, outcome: Call | Image.Image | Failed) -> None:
+    def _heed(self, run: _Run, outcome: Call | Image.Image | Failed | _OutOfMemory) -> None:
         if isinstance(outcome, UNetCall):
             run.asks = outcome
+            return
+        if isinstance(outcome, _OutOfMemory):
+            self._begin_again(run, outcome.reason)
             return
         self._rows.remove(run)
         if isinstance(outcome, DecodeCall | LookCall):
@@ -279,6 +298,24 @@ class SlotEngine:
             return
         calls = run.unet_calls if isinstance(outcome, Image.Image) else None
         self._give_back(run, outcome, calls)
+
+    def _begin_again(self, run: _Run, reason: str) -> None:
+        """Draw a call that ran out of memory by itself, as it encoded, anew beside half of the rows.
+
+        Alone it is lost; and since halving was no help then, the rows are as many as before.
+        """
+        rows = self._rows.used
+        self._rows.remove(run)
+        if self._rows.live and self._rows.capacity > 1:
+            run.rows_before = run.rows_before or self._rows.capacity
+            if rows <= self._rows.capacity:  # else it was admitted before another had them halved
+                self._halve(rows)
+            self._wait_for_rows(self._made_ready(run))
+            return
+        if run.rows_before > self._rows.capacity:
+            self._rows.capacity = run.rows_before
+            self._notes.append(f"{run.rows_before} UNet rows at a time again: fewer did not help")
+        self._give_back(run, Failed("lost", reason), None)
 
     def _give_back(
         self, run: _Run, picture: Image.Image | Failed, calls: int | None, after: int | None = None
@@ -292,7 +329,7 @@ class SlotEngine:
             part = _as_many_as_fit(batch, self._rows.capacity)
             begun, problem, halve, tried = time.perf_counter(), None, False, 0
             try:
-                noise = self._unet([call for _, call in part])
+                noise = self._unet(part)
             except torch.OutOfMemoryError as error:
                 rows = sum(len(call.sample) for _, call in part)
                 tried = max(rows, self._rows.capacity) if self._padded else rows
@@ -322,20 +359,27 @@ class SlotEngine:
             self._resume(run, noise[start : start + rows])
             start += rows
 
-    def _unet(self, calls: Sequence[UNetCall]) -> torch.Tensor:
+    def _unet(self, part: Sequence[tuple[_Run, UNetCall]]) -> torch.Tensor:
         """The UNet's answer for all calls' rows, in their order."""
-        rows = sum(len(call.sample) for call in calls)
+        rows = sum(len(call.sample) for _, call in part)
         padding = max(0, self._rows.capacity - rows) if self._padded else 0
-        sample, timestep = calls[0].sample, calls[0].timestep
-        samples = [call.sample for call in calls] + [sample[:1]] * padding
-        times = [call.timestep.reshape(1).float().expand(len(call.sample)) for call in calls]
-        times += [timestep.reshape(1).float()] * padding
-        keywords = _stacked([call.keywords for call in calls], padding)
-        noise: torch.Tensor = self._pipeline.unet(
-            torch.cat(samples), torch.cat(times), **keywords, return_dict=False
-        )[0]
+        sample, times, keywords = _stacked_calls([call for _, call in part], padding)
+        with self._skipping(part):
+            noise: torch.Tensor = self._pipeline.unet(sample, times, **keywords, return_dict=False)[0]
         self.usage.useful += rows
         return noise[:rows]
+
+    def _skipping(self, part: Sequence[tuple[_Run, UNetCall]]) -> AbstractContextManager[None]:
+        """Within it, layers of the UNet compute once what rows have in common."""
+        if self._shared_rows is None:
+            return nullcontext()
+        samples: list[Hashable] = []
+        texts: list[Hashable] = []
+        for number, (run, call) in enumerate(part):
+            alike = all(torch.equal(row, call.sample[0]) for row in call.sample[1:])
+            samples += [(number, 0 if alike else row) for row in range(len(call.sample))]
+            texts += run.names_of_text(call.keywords["encoder_hidden_states"])
+        return self._shared_rows.within(samples, texts)
 
     def _halve(self, rows: int) -> None:
         """Half of the rows that did not fit from now on."""
@@ -399,7 +443,7 @@ class SlotEngine:
             _, oldest = self._aside.popitem(last=False)
             self._end(oldest)
 
-    def _draw(self, run: _Run) -> Image.Image | Failed:
+    def _draw(self, run: _Run) -> Image.Image | Failed | _OutOfMemory:
         """The body of a run: one plain call on a pipeline whose heavy parts are shared."""
         request = run.request
         try:
@@ -412,6 +456,8 @@ class SlotEngine:
             result = pipeline(**call_arguments([request], self._model, self._inputs))
         except _EndedError as error:
             return error.failed
+        except torch.OutOfMemoryError as error:
+            return _OutOfMemory(_reason(error))
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
             return Failed("lost", _reason(error))
         flagged = getattr(result, "nsfw_content_detected", None) or [False]
@@ -506,6 +552,17 @@ def _stacked(keywords: Sequence[Any], padding: int) -> Any:
     if isinstance(first, dict):
         return {name: _stacked([each[name] for each in keywords], padding) for name in first}
     return first
+
+
+def _stacked_calls(
+    calls: Sequence[UNetCall], padding: int
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """What the UNet takes for all calls' rows: samples, a timestep for each row, keywords."""
+    sample, timestep = calls[0].sample, calls[0].timestep
+    samples = [call.sample for call in calls] + [sample[:1]] * padding
+    times = [call.timestep.reshape(1).float().expand(len(call.sample)) for call in calls]
+    times += [timestep.reshape(1).float()] * padding
+    return torch.cat(samples), torch.cat(times), _stacked([call.keywords for call in calls], padding)
 
 
 def _as_many_as_fit(batch: Sequence[tuple[_Run, UNetCall]], capacity: int) -> Sequence[tuple[_Run, UNetCall]]:

@@ -1,18 +1,20 @@
-"""The seam `Scorer`: how well a picture shows what a text says."""
+"""The seam `Scorer`: how good a picture is for what was asked."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from PIL import Image
 
+from search_spaces.requests import ImageRequest
+
 
 class Scorer(Protocol):
-    """Scores pictures against texts, a whole batch at a time."""
+    """Judges pictures, a whole batch at a time, by what their requests say: a text, an input image, a mask."""
 
-    def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
-        """One finite float per image; `images` and `texts` are of one length."""
+    def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
+        """One finite float per image; `images` and `requests` are of one length."""
         ...
 
-    def notes(self, texts: Sequence[str]) -> Sequence[str]:
-        """What a reader should know of how these texts are judged, a sentence each."""
+    def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
+        """What a reader should know of how these are judged, a sentence each."""
         ...

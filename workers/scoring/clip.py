@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from search_spaces.requests import ImageRequest
+
 CACHED_TEXTS = 1024
 
 
@@ -31,9 +33,13 @@ class ClipScorer:
         self._window = self._model.config.text_config.max_position_embeddings
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
 
+    def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
+        """One value from -100 to 100 per image, against the `score_text` of its request."""
+        return self.against(images, [request.score_text for request in requests])
+
     @torch.inference_mode()
-    def score(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
-        """One value from -100 to 100 per image."""
+    def against(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Sequence[float]:
+        """One value from -100 to 100 per image, against a text each."""
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} images and {len(texts)} texts must be of one length")
         if not images:
@@ -46,10 +52,10 @@ class ClipScorer:
         cosines = torch.nn.functional.cosine_similarity(seen.float(), said, dim=-1)
         return [100.0 * value for value in cosines.tolist()]
 
-    def notes(self, texts: Sequence[str]) -> Sequence[str]:
+    def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
         """A sentence for each distinct text that does not fit the window."""
         found = []
-        for text in dict.fromkeys(texts):
+        for text in dict.fromkeys(request.score_text for request in requests):
             tokens = len(self._tokenizer(text, verbose=False)["input_ids"])
             if tokens > self._window:
                 found.append(

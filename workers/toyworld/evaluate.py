@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoPipelineForInpainting
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTokenizer
 
 from search_spaces.models import REGISTRY
@@ -453,8 +454,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in (given.model, given.judge):
         if not folder.is_dir():
             parser.error(f"there is no folder {folder}; `python -m workers.toyworld.train` makes one")
-    judge = CLIPModel.from_pretrained(given.judge, dtype=torch.float32)
-    figures = Evaluation(given.model, judge, given.out, given.seeds).run()
+    try:
+        _check_folders(given.model, given.judge)
+        if given.card is not None:
+            replace_figures(given.card.read_text("utf-8"), "")
+        given.out.mkdir(parents=True, exist_ok=True)
+        judge = CLIPModel.from_pretrained(given.judge, dtype=torch.float32)
+        evaluation = Evaluation(given.model, judge, given.out, given.seeds)
+    except OSError as problem:
+        parser.error(f"{problem.filename}: {problem.strerror}" if problem.filename else _line(problem))
+    except (ValueError, SafetensorError) as problem:
+        parser.error(_line(problem))
+    figures = evaluation.run()
     text = json.dumps(figures, default=asdict, indent=2, ensure_ascii=False)
     (given.out / "figures.json").write_text(text + "\n", "utf-8")
     words = markdown(figures)
@@ -463,6 +474,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         card = replace_figures(given.card.read_text("utf-8"), words)
         given.card.write_text(card, "utf-8")
     print(words)
+
+
+def _check_folders(model: Path, judge: Path) -> None:
+    """Raise a ValueError where a folder lacks what is loaded from it."""
+    _check_clip(judge, "--judge")
+    _check_clip(model / "clip", "--model")
+    if not (model / "pipeline" / "model_index.json").is_file():
+        raise ValueError(f"{model / 'pipeline'} has no model_index.json; --model needs a pipeline there")
+
+
+def _check_clip(folder: Path, option: str) -> None:
+    """Raise a ValueError where a folder has no CLIP; transformers would fill what lacks with random weights."""
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if kind != "clip" or not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has no CLIP; {option} needs config.json of model_type clip and model.safetensors there"
+        )
+
+
+def _line(problem: Exception) -> str:
+    """Word a problem in one line."""
+    return " ".join(str(problem).split())
 
 
 def _stack(images: Sequence[Image.Image]) -> torch.Tensor:

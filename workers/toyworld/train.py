@@ -6,6 +6,7 @@ layout of the bundled one.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,19 +20,23 @@ from workers.toyworld.training.clip import ClipPlans, train_clip, zero_shot_accu
 from workers.toyworld.training.data import HELD_OUT, SceneSet, draw_scenes, load_scenes, pixels
 from workers.toyworld.training.export import LIMIT, export_clip, export_pipeline, size_of, text_encoder_of
 from workers.toyworld.training.latents import load_latents
-from workers.toyworld.training.loop import Plan, to_folder
+from workers.toyworld.training.loop import Plan, aside_of, changes, remove_leftovers, to_folder
 from workers.toyworld.training.tokenizer import train_tokenizer
-from workers.toyworld.training.unet import Lessons, UNetPlan, train_unet
+from workers.toyworld.training.unet import Lessons, UNetPlan, train_unet, weights_of
 from workers.toyworld.training.vae import psnr, train_vae
+
+_TEXT_BATCH = 128
 
 
 @dataclass(frozen=True)
 class Settings:
     """How much to train on, and where.
 
-    `scenes` are drawn, `masks` chosen for each; `…_samples` are counted with repetitions. The batches are for
-    one step, shared by the UNet's `processes`. Parts get seeds of their own, counted up from `seed`. `unet_start`
-    is the folder of a UNet to begin with instead of random weights.
+    `device` is cpu or cuda. `scenes` are drawn, `masks` chosen for each; `…_samples` are counted with repetitions
+    and are at least one batch, the judge's half of them too. The batches are for one step. On a CPU the UNet's
+    batch is shared by as many processes as its largest divisor that is at most `processes` says. Parts get seeds
+    of their own, counted up from `seed`. `unet_start` is the folder of a UNet to begin with instead of random
+    weights. What cannot be trained is a ValueError.
     """
 
     work: Path = Path("build/toyworld")
@@ -51,7 +56,11 @@ class Settings:
     unet_start: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("processes", "scenes", "masks"):
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device {self.device!r} is unknown; choose cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda needs a GPU that torch sees, and there is none; choose cpu")
+        for name in ("processes", "scenes", "masks", "clip_batch", "vae_batch", "unet_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.seed < 0:
@@ -60,6 +69,18 @@ class Settings:
             raise ValueError(
                 f"there is no folder {self.unet_start}; --unet-start names one that a UNet was saved in"
             )
+
+        for name, least in (
+            ("text_samples", 2 * _TEXT_BATCH),
+            ("clip_samples", 2 * self.clip_batch),
+            ("vae_samples", self.vae_batch),
+            ("unet_samples", self.unet_batch),
+        ):
+            if getattr(self, name) < least:
+                whose = ", half of them for the judge" if least > getattr(self, name) >= least // 2 else ""
+                raise ValueError(f"{name} is {getattr(self, name)}; a batch needs at least {least}{whose}")
+        # The plans check what is left.
+        self.vae_plan(), self.clip_plans(), self.judge_plans(), self.unet_plan()
 
     def vae_plan(self) -> Plan:
         """How the VAE learns."""
@@ -76,6 +97,7 @@ class Settings:
 
     def unet_plan(self) -> UNetPlan:
         """How the UNet learns."""
+        most = min(self.processes, self.unet_batch) if self.device == "cpu" else 1
         return UNetPlan(
             "unet",
             self.unet_samples // self.unet_batch,
@@ -84,14 +106,31 @@ class Settings:
             ema=0.998,
             seed=self.seed + 4,
             caption_noise=self.caption_noise,
-            processes=self.processes if self.device == "cpu" else 1,
+            processes=max(count for count in range(1, most + 1) if self.unet_batch % count == 0),
             start=str(self.unet_start or ""),
         )
+
+    def deciding(self) -> Mapping[str, Mapping[str, object]]:
+        """Give the settings that decide what each stage leaves, as JSON holds them."""
+        names: Mapping[str, Sequence[str]] = {
+            "scenes": ("scenes",),
+            "vae": ("seed", "vae_samples", "vae_batch"),
+            "clip": ("seed", "text_samples", "clip_samples", "clip_batch"),
+            "judge": ("seed", "text_samples", "clip_samples", "clip_batch"),
+            "unet": ("seed", "masks", "unet_samples", "unet_batch", "caption_noise"),
+        }
+        plan = self.unet_plan()
+        # Each of the UNet's processes draws from a randomness of its own.
+        more = {"unet": {"processes": plan.processes, "unet_start": plan.start}}
+        return {
+            stage: {name: getattr(self, name) for name in own} | more.get(stage, {})
+            for stage, own in names.items()
+        }
 
     def _clip_plans(self, name: str, seed: int, texts: int, pictures: int) -> ClipPlans:
         batch, betas = self.clip_batch, (0.9, 0.98)
         return ClipPlans(
-            Plan(f"{name} text", texts // 128, 128, 1.5e-3, betas=betas, seed=seed),
+            Plan(f"{name} text", texts // _TEXT_BATCH, _TEXT_BATCH, 1.5e-3, betas=betas, seed=seed),
             Plan(f"{name} vision", pictures // batch, batch, 1.5e-3, 0.03, ema=0.995, betas=betas, seed=seed),
         )
 
@@ -119,9 +158,31 @@ class Workshop:
         self.device = torch.device(settings.device)
         self._scenes: SceneSet | None = None
 
+    def open(self) -> None:
+        """Make the folder, refuse settings that are not those of the stages in it, and clear what was left aside."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise ValueError(
+                f"{self.folder} cannot be the work folder ({problem.strerror}); choose another --work"
+            ) from problem
+        for stage, now in self.settings.deciding().items():
+            record = self._record(stage)
+            if not record.exists() or not self._begun(stage):
+                continue
+            kept = json.loads(record.read_text("utf-8"))
+            if kept != now:
+                raise ValueError(
+                    f"{stage} in {self.folder} was begun with other settings ({changes(kept, now)}); "
+                    "keep them, or choose another --work"
+                )
+        for folder in (self.folder, self.folder / "scenes", self.folder / "latents"):
+            remove_leftovers(folder)
+
     def scenes(self) -> SceneSet:
         """Draw the scenes, or load them."""
         if self._scenes is None:
+            self._begin("scenes")
             self._scenes = load_scenes(self.folder / "scenes", self.settings.scenes, self.settings.processes)
         return self._scenes
 
@@ -152,6 +213,7 @@ class Workshop:
         """Train the VAE, or load it."""
         folder = self.folder / "vae"
         if not folder.exists():
+            self._begin("vae")
             vae = train_vae(
                 self.settings.vae_plan(), self.scenes(), _pictures(), self.folder / "vae.ckpt", self.device
             )
@@ -163,9 +225,9 @@ class Workshop:
         """Train the UNet, or load it."""
         folder = self.folder / "unet"
         if not folder.exists():
-            unet = train_unet(
-                self.settings.unet_plan(), self.lessons(), self.folder / "unet.ckpt", self.device
-            )
+            lessons = self.lessons()
+            self._begin("unet")
+            unet = train_unet(self.settings.unet_plan(), lessons, self.folder / "unet.ckpt", self.device)
             to_folder(folder, unet.save_pretrained)
         return UNet2DConditionModel.from_pretrained(folder)
 
@@ -199,9 +261,25 @@ class Workshop:
         if size > LIMIT:
             raise RuntimeError(f"{folder} has {size} bytes; the bundled model may have {LIMIT}")
 
+    def _record(self, stage: str) -> Path:
+        return self.folder / f"{stage}.json"
+
+    def _begun(self, stage: str) -> bool:
+        """Whether a stage left a checkpoint or a result."""
+        return any(path != self._record(stage) for path in self.folder.glob(f"{stage}*"))
+
+    def _begin(self, stage: str) -> None:
+        """Keep the settings of a stage that begins; one that has begun without is left to its checkpoint."""
+        if self._begun(stage):
+            return
+        aside = aside_of(self._record(stage))
+        aside.write_text(json.dumps(self.settings.deciding()[stage], indent=2) + "\n", "utf-8")
+        aside.replace(self._record(stage))
+
     def _clip(self, name: str, plans: ClipPlans) -> CLIPModel:
         folder = self.folder / f"{name}-model"
         if not folder.exists():
+            self._begin(name)
             clip = train_clip(
                 plans, self.scenes(), _held_out(256), self.tokenizer(), self.folder / name, self.device
             )
@@ -226,12 +304,14 @@ STAGES: Mapping[str, Callable[[Workshop], object]] = {
 
 
 def train(settings: Settings, stages: Sequence[str] = tuple(STAGES)) -> None:
-    """Run stages by their names; what is done already is not done again."""
+    """Run stages by their names; what is done already is not done again, and refused with other settings."""
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"unknown stage {unknown[0]!r}; known are {', '.join(STAGES)}")
-    settings.work.mkdir(parents=True, exist_ok=True)
+    if settings.unet_start is not None:
+        weights_of(str(settings.unet_start))
     workshop = Workshop(settings)
+    workshop.open()
     for stage in stages:
         STAGES[stage](workshop)
 
@@ -244,8 +324,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plain = Settings()
     parser.add_argument("--stages", default=",".join(STAGES), help="which to run, with commas (%(default)s)")
     parser.add_argument("--work", type=Path, default=plain.work, help="folder for results (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a CPU (%(default)s)")
+    devices = ("auto", "cpu", "cuda")
+    parser.add_argument("--device", default="auto", choices=devices, help="(%(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count(),
+        help="on a CPU; the UNet takes the largest divisor of --unet-batch that is at most this (%(default)s)",
+    )
     parser.add_argument("--threads", type=int, help="of each stage but scenes and unet (as many as cores)")
     parser.add_argument("--caption-noise", type=float, default=plain.caption_noise, help="(%(default)s)")
     parser.add_argument("--unet-start", type=Path, help="folder of a UNet to go on from (random weights)")
@@ -260,7 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stages, threads = given.pop("stages").split(","), given.pop("threads")
     if given["device"] == "auto":
         given["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    if threads:
+    if threads is not None:
+        if threads < 1:
+            parser.error(f"--threads is {threads}; it must be at least 1")
         torch.set_num_threads(threads)
     sizes = dict(ON_GPU) if given["device"] != "cpu" else {}
     chosen = {name: value for name, value in given.items() if value is not None}

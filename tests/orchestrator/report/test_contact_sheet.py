@@ -264,6 +264,8 @@ class TestMarks:
         plan = plan_sheet(replace(SIX, instances=3))
         assert "no best one" in plan.note
         assert plan.cells[0][0].caption == "2 of 3 judged"
+        looked = replace(SIX, trials=[replace(t, scores={}, images={}, looks=1) for t in SIX.trials])
+        assert plan_sheet(looked).cells[0][0].caption == "looked at only"
 
 
 class TestGaps:

@@ -402,10 +402,13 @@ def test_who_left_for_certain_and_who_for_the_budgets_sake() -> None:
             partly(4, {0: 1.0, 1: 1.0}, failures={2: "all black"}),  # failed: it did not leave
             partly(5, {}),  # was never judged
             partly(6, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}),  # was judged on all
+            partly(7, {}, looks=2),  # was only looked at
+            partly(8, {0: 1.0, 1: 1.0}, looks=1),
+            partly(9, {}, failures={0: "all black"}, looks=1),
         ),
         LEADER,
     )
-    assert (found.certain, found.for_budget) == (1, 2)
+    assert (found.certain, found.for_budget, found.at_looks) == (1, 4, 1)
 
 
 def test_the_validation_compares_with_the_baseline_on_fresh_instances() -> None:

@@ -188,6 +188,25 @@ class TestRemarks:
             "failed: black (3 settings) failed: worker lost (1 setting)"
         ) in text
 
+    def test_what_was_only_looked_at_is_said_to_be(self) -> None:
+        trials = [
+            *THREE.trials,
+            TrialResult(3, {}, {}, {}, {}, looks=2),
+            TrialResult(4, {}, {}, {}, {}, looks=1),
+            TrialResult(5, {}, {0: 9.0}, {}, {}, looks=1),
+            TrialResult(6, {}, {}, {}, {}),
+        ]
+        text = flowing(replace(THREE, trials=trials))
+        assert "2 settings only looked at in mid-trajectory; 1 setting not judged at all" in text
+        assert "early looks: 4 at 3 settings; none of them is a result" in text
+        assert "3 for the budget's sake, 2 of them at an early look" in text
+        assert "early looks" not in flowing(THREE)
+
+    def test_what_the_study_no_longer_has_is_counted(self) -> None:
+        said = "left out: 2 settings tried before, of values that the study no longer has"
+        assert said in flowing(replace(THREE, gone=2))
+        assert "left out" not in flowing(THREE)
+
     def test_inert_and_infeasible_are_quoted(self) -> None:
         text = flowing(
             replace(THREE, inert=["guidance_scale ≤ 1 is off"], infeasible=["strength 0.1 has no step"])

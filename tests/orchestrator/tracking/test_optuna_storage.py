@@ -222,6 +222,13 @@ class StorageContract:
         assert told.intermediate_values == {0: 5.0}
         assert str(told.user_attrs.get("reason")).startswith(str(reason))
 
+    def test_what_was_only_looked_at_says_so(self, place: Place) -> None:
+        trial = dataclasses.replace(a_trial(0, {}), looked=2)
+        (told,) = tell(place, a_study(trial, ended=True)).trials
+        assert (
+            told.user_attrs["reason"] == "looked at on 2 and judged on 0 of 2 instances when the study ended"
+        )
+
     def test_a_number_that_nothing_was_judged_under_keeps_its_place(self, place: Place) -> None:
         gap, done = tell(place, a_study(a_trial(1, {0: 1.0, 1: 1.0}), ended=True)).trials
         assert (gap.state, gap.params) == (TrialState.FAIL, {})

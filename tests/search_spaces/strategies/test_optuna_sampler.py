@@ -3,6 +3,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import optuna
@@ -196,15 +197,16 @@ def test_values_that_have_left_the_space_teach_nothing() -> None:
     left: list[Value] = [8, 2.5, True, "2", None]
     past = [PastTrial(n, {"x": value}, {0: Scored({"clip_score": 1.0})}) for n, value in enumerate(left)]
     past.append(PastTrial(5, {"other": 1}, {0: Scored({"clip_score": 1.0})}))
-    for domain in (
-        Choices(values=(1, 3)),
-        IntRange(low=1, high=3, step=2),
-        IntRange(low=1, high=3, log=True),
+    for domain, suggested in (
+        (Choices(values=(1, 3)), 0),
+        (IntRange(low=1, high=3, step=2), 1),
+        (IntRange(low=1, high=3, log=True), 1),
     ):
-        sampler = Scripted({"x": 0})
-        strategy = made(space(x=domain), sampler, trials=6, past=past)
+        sampler = Scripted({"x": suggested})
+        strategy = made(space(x=domain), sampler, trials=1, past=past)
         assert sampler.heard == []
-        assert strategy.ask(9) == [], "they count as trials all the same"
+        (dealt,) = strategy.ask(1)
+        assert dealt.trial.number == 6, "their numbers are taken"
 
 
 def test_outcomes_of_instances_that_are_no_more_do_not_count() -> None:
@@ -214,6 +216,79 @@ def test_outcomes_of_instances_that_are_no_more_do_not_count() -> None:
     sampler = Scripted({"x": 0})
     made(space(x=[1, 2]), sampler, instances=2, past=past)
     assert sampler.heard == [({"x": 0}, "COMPLETE", 3.0, False)]
+
+
+# After another strategy
+
+
+def left_behind(strategy: str, values: Iterable[int], judged: int = 1, first: int = 0) -> list[PastTrial]:
+    """Trials of a strategy, by number from `first` on, judged on so many instances."""
+    return [
+        PastTrial(
+            first + place,
+            {"x": value},
+            {i: Scored({"clip_score": float(value)}) for i in range(judged)},
+            dealt_by=dict.fromkeys(range(judged), strategy),
+        )
+        for place, value in enumerate(values)
+    ]
+
+
+def test_what_another_strategy_left_behind_waits_until_it_is_suggested() -> None:
+    past = left_behind("halving", range(10)) + left_behind("halving", [10, 11], judged=4, first=10)
+    sampler = Scripted(*[{"x": 11 - value} for value in range(2)], {"x": 17}, {"x": 5}, {"x": 19})
+    strategy = made(space(x=list(range(20))), sampler, instances=4, trials=5, past=past)
+    # 10 and 11 are complete, count, and teach; of the others the sampler hears nothing
+    assert [heard[:3] for heard in sampler.heard] == [
+        ({"x": 10}, "COMPLETE", 10.0),
+        ({"x": 11}, "COMPLETE", 11.0),
+    ]
+    dealt = strategy.ask(99)
+    assert [(a.trial.settings["x"], a.trial.number, a.instance) for a in dealt] == [
+        *[(17, 12, instance) for instance in range(4)],
+        *[(5, 5, instance) for instance in range(1, 4)],
+        *[(19, 13, instance) for instance in range(4)],
+    ]
+
+
+def test_what_another_strategy_left_behind_is_tried_by_chance_before_the_space_is_exhausted() -> None:
+    past = left_behind("halving", range(6))
+    strategy = made(space(x=list(range(6))), Scripted({"x": 2}), instances=2, past=past)
+    assert sorted((a.trial.number, a.instance) for a in strategy.ask(99)) == [(n, 1) for n in range(6)]
+
+
+def test_a_sampler_goes_on_with_what_a_sampler_left_unfinished_as_far_as_its_trials_reach() -> None:
+    past = left_behind("tpe", range(5)) + left_behind("tpe", [5, 6], judged=4, first=5)
+    for trials, expected in ((9, {0, 1, 2, 3, 4, 7, 8}), (4, {0, 1}), (2, set())):
+        strategy = made(
+            space(x=list(range(20))), RandomSampler(seed=1), instances=4, trials=trials, past=past
+        )
+        assert {a.trial.number for a in strategy.ask(99)} == expected
+    unknown = [replace(trial, dealt_by={}) for trial in past]  # of a catalog that did not keep it
+    strategy = made(space(x=list(range(20))), RandomSampler(seed=1), instances=4, trials=7, past=unknown)
+    assert {a.trial.number for a in strategy.ask(99)} == {0, 1, 2, 3, 4}
+
+
+def test_settings_to_try_first_are_finished_whoever_began_them() -> None:
+    past = left_behind("halving", [3, 4])
+    strategy = OptunaSampler(
+        space(x=list(range(9))),
+        ANYTHING_GOES,
+        2,
+        {"clip_score": "maximize"},
+        1,
+        RandomSampler(seed=0),
+        past=past,
+        enqueue=[{"x": 4}],
+    )
+    assert [(a.trial.number, a.instance) for a in strategy.ask(9)] == pairs(1, [1])
+
+
+def test_what_is_excluded_by_now_is_not_finished() -> None:
+    past = left_behind("tpe", [0, 1])
+    judge = Judge({}, UNKNOWN, exclude=[{"x": Choices(values=(1,))}])
+    strategy = made(space(x=[0, 1]), Scripted({"x": 1}), judge, instances=2, past=past)
+    assert [(a.trial.number, a.instance) for a in strategy.ask(9)] == pairs(0, [1])
 
 
 # Racing
@@ -607,7 +682,7 @@ def test_settings_to_try_first_that_are_twins_or_cannot_run_are_passed_over() ->
 
 def test_settings_off_the_lattice_are_gone_on_with_in_a_later_session() -> None:
     past = [PastTrial(0, {"x": 50}, {1: Scored({"clip_score": 1.0})})]
-    for enqueue, expected in (([{"x": 50}], pairs(0, [0, 2])), ([], [])):
+    for enqueue, expected in (([{"x": 50}], pairs(0, [0, 2])), ([], pairs(1, [0, 1, 2]))):
         strategy = OptunaSampler(
             space(x=[3, 10]),
             ANYTHING_GOES,
@@ -707,14 +782,41 @@ def test_an_exhausted_space_is_not_searched_again_and_again() -> None:
 
 
 def test_a_continuous_space_is_searched_again_when_the_sampler_has_learned_something() -> None:
-    # It repeats itself until its trial has a value.
-    repeats = [{"x": 0.25}] * (REPEATS_BEFORE_CHANCE + 1)
-    strategy = made(space(x=FloatRange(low=0, high=1)), Scripted(*repeats, {"x": 0.5}), trials=2)
+    # It repeats itself until its trial has a value, and nothing else is found by chance.
+    judge = Judge(
+        {}, UNKNOWN, exclude=[{"x": FloatRange(low=a, high=b)} for a, b in ((0, 0.25), (0.2501, 1))]
+    )
+    low, high = 0.25 + 1e-9, 0.25 + 2e-9
+    repeats = [{"x": low}] * (REPEATS_BEFORE_CHANCE + 1)
+    strategy = made(
+        space(x=FloatRange(low=0, high=1e5)),
+        Scripted(*repeats, {"x": high}),
+        replace(judge, exclude=[*judge.exclude, {"x": FloatRange(low=1, high=1e5)}]),
+        trials=2,
+    )
     (first,) = strategy.ask(9)
     assert strategy.ask(9) == []
     strategy.report(scored([first], lambda _: 1.0))
     (second,) = strategy.ask(9)
-    assert (first.trial.settings, second.trial.settings) == ({"x": 0.25}, {"x": 0.5})
+    assert (first.trial.settings, second.trial.settings) == ({"x": low}, {"x": high})
+
+
+@pytest.mark.parametrize("process", [False, True])
+@pytest.mark.parametrize("log", [False, True])
+def test_a_continuous_space_that_is_mostly_excluded_is_searched_to_its_number_of_trials(
+    process: bool, log: bool
+) -> None:
+    judge = Judge({}, UNKNOWN, exclude=[{"x": FloatRange(low=1.01, high=10)}])
+    kind = ScriptedProcess if process else Scripted
+    axes = space(
+        x=FloatRange(low=1, high=10, log=log), word=["a", "b"], step=FloatRange(low=0, high=1, step=0.5)
+    )
+    sampler = kind({"x": 7.0, "word": 0, "step": 1})
+    tried = run(made(axes, sampler, judge, trials=8), lambda _: 1.0)
+    assert len(tried) == 8
+    assert all(1 <= float(str(settings["x"])) < 1.01 for settings in tried)
+    assert {settings["word"] for settings in tried} == {"a", "b"}
+    assert {settings["step"] for settings in tried} <= {0.0, 0.5, 1.0}
 
 
 def test_a_sampler_in_love_with_one_cell_is_helped_out_by_chance() -> None:

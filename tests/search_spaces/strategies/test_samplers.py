@@ -3,7 +3,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import optuna
 import pytest
@@ -23,9 +23,20 @@ NUMBERS = space(guidance_scale=FloatRange(low=0, high=15), num_inference_steps=I
 class Mine(RandomSampler):  # type: ignore[misc]  # Optuna is untyped to mypy here
     """A sampler of somebody's own, which remembers what it was made with."""
 
-    def __init__(self, seed: int | None = None, width: int = 3, callback: Any = None) -> None:
+    def __init__(
+        self,
+        seed: int | None = None,
+        width: int = 3,
+        callback: Any = None,
+        names: list[str] = [],  # noqa: B006
+        mode: Optional["Mode"] = None,  # as some write it
+    ) -> None:
         super().__init__(seed)
-        self.made_with = (seed, width, callback)
+        self.made_with = (seed, width, callback, names, mode)
+
+
+class Mode:
+    """Of a sampler."""
 
 
 class Seedless(RandomSampler):  # type: ignore[misc]
@@ -40,6 +51,19 @@ class Picky(RandomSampler):  # type: ignore[misc]
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         if trial.number:
             raise RuntimeError("numbers only\nand no others")
+        return super().sample_independent(study, trial, name, distribution)
+
+
+class Late(RandomSampler):  # type: ignore[misc]
+    """Fails once it has learnt from as many trials as it begins with."""
+
+    def __init__(self, n_startup_trials: int = 10) -> None:
+        super().__init__(0)
+        self.start = n_startup_trials
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        if trial.number >= self.start:
+            raise RuntimeError("not yet written")
         return super().sample_independent(study, trial, name, distribution)
 
 
@@ -66,8 +90,9 @@ def test_samplers_take_several_objectives(name: str) -> None:
 
 
 def test_a_sampler_of_ones_own_is_made_with_the_options_and_the_seed() -> None:
-    made = make_sampler(f"{HERE}.Mine", {"width": 7}, 11, MIXED, 1)
-    assert (type(made).__name__, vars(made)["made_with"]) == ("Mine", (11, 7, None))
+    options = {"width": 7, "names": ["a"], "mode": "fast"}
+    made = make_sampler(f"{HERE}.Mine", options, 11, MIXED, 1)
+    assert (type(made).__name__, vars(made)["made_with"]) == ("Mine", (11, 7, None, ["a"], "fast"))
     assert vars(make_sampler(f"{HERE}.Seedless", {"any": 1}, 11, MIXED, 1))["options"] == {"any": 1}
 
 
@@ -101,11 +126,40 @@ def test_the_rehearsal_leaves_no_trace_in_the_sampler() -> None:
         ("tpe", {"n_startup_trials": True}, "n_startup_trials takes int, not True"),
         ("tpe", {"multivariate": 1}, "multivariate takes bool or None, not 1"),
         ("nsga2", {"population_size": 1}, "refuses its options: `population_size`"),
-        ("nsga2", {"mutation": "much"}, "refuses its options: "),
+        (
+            "nsga2",
+            {"mutation": "much"},
+            "mutation takes BaseMutation or None, not 'much'; a study file cannot",
+        ),
+        ("nsga3", {"reference_points": [1, 2]}, "takes np.ndarray or None, not [1, 2]; a study file cannot"),
+        (
+            "gp",
+            {"independent_sampler": "random"},
+            "independent_sampler takes BaseSampler or None, not 'random'",
+        ),
+        (
+            "tpe",
+            {"gamma": 5},
+            "gamma takes Callable[[int],int] or None, not 5; a study file cannot write one",
+        ),
+        (
+            "tpe",
+            {"weights": "uniform"},
+            "weights takes Callable[[int],np.ndarray] or None, not 'uniform'; a s",
+        ),
+        ("tpe", {"constraints_func": "f"}, "bounds on scores stand under constraints; give them there"),
+        ("cmaes", {"x0": {"guidance_scale": 5}}, "settings to begin with are those of search.enqueue"),
+        (
+            "tpe",
+            {"n_ei_candidates": 0, "n_startup_trials": 500},
+            "tpe cannot search this space with these opt",
+        ),
+        (f"{HERE}.Mine", {"names": "one"}, "option names takes list[str], not 'one'"),
         ("qmc", {"qmc_type": "lattice"}, "refuses its options: The `qmc_type='lattice'` is invalid"),
         (f"{HERE}.Mine", {"width": "wide"}, "width takes int, not 'wide'"),
         (f"{HERE}.Mine", {"with": 3}, "no option 'with'; did you mean 'width'?"),
         (f"{HERE}.Picky", {}, "cannot search this space: numbers only"),
+        (f"{HERE}.Late", {"n_startup_trials": 50}, "cannot search this space with these options: not yet"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(name: str, options: Mapping[str, object], said: str) -> None:

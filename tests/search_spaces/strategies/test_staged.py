@@ -132,6 +132,39 @@ class World2(Hill):
         return Scored({"score": found.scores["score"] + extra})
 
 
+@pytest.mark.parametrize(
+    ("lower", "upper", "tried"),
+    [
+        # behind by 2 points on every instance, whatever the instances are: halfway to it is worth a try
+        ([8.0, 28.0, 48.0, 68.0], [10.0, 30.0, 50.0, 70.0], {5}),
+        ([9.0, 28.0, 47.5, 68.5], [12.0, 27.0, 52.0, 66.0], {5}),  # the upper one is ahead as often as behind
+        ([9.0, 28.0, 47.5, 68.5], [9.0, 28.0, 47.5, 68.5], {5, 13}),
+        ([12.0, 27.0, 52.0, 66.0], [10.0, 30.0, 50.0, 70.0], set()),
+        ([9.0], [9.0, 30.0], {5}),  # one shared instance tells nothing, two tell that nothing is certain
+        ([], [10.0, 30.0, 50.0, 70.0], {5}),
+        (
+            [],
+            [20.0, 41.0, 59.0],
+            {5, 13},
+        ),  # ahead where both were judged, and not the best only for what was lost
+    ],
+)
+def test_refine_looks_halfway_to_the_neighbours_that_are_not_tied_with_the_best(
+    lower: Sequence[float], upper: Sequence[float], tried: set[int]
+) -> None:
+    tables = {1: lower, 9: [10.0, 30.0, 50.0, 70.0], 17: upper}
+    past = [
+        PastTrial(
+            number,
+            {"guidance": guidance},
+            {i: Scored({"score": row[i]}) if i < len(row) else Failed("lost", "gone") for i in range(4)},
+        )
+        for number, (guidance, row) in enumerate(tables.items())
+    ]
+    made = Refine(trials(past), {"guidance": Choices(values=(1, 9, 17))}, 4)
+    assert {a.trial.settings["guidance"] for a in made.ask(99)} == tried
+
+
 @pytest.mark.parametrize("limit", [5, 12, 15])
 def test_refine_keeps_to_its_number_of_trials(limit: int) -> None:
     course = Course(Hill(), refine(limit=limit)).run()
@@ -151,6 +184,7 @@ def test_refine_goes_on_where_it_was_cut_off() -> None:
 
 def test_a_range_begins_with_a_few_values_from_end_to_end() -> None:
     assert coarse(FloatRange(low=1, high=21)) == [1, 6, 11, 16, 21]
+    assert coarse(FloatRange(low=1.23456, high=9.87654))[:: COARSE - 1] == [1.235, 9.87654]
     assert coarse(FloatRange(low=1, high=16, log=True)) == [1, 2, 4, 8, 16]
     assert coarse(IntRange(low=1, high=3)) == [1, 2, 3]
     assert coarse(IntRange(low=2, high=50, step=4)) == [2, 14, 26, 38, 50]

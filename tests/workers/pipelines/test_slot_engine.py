@@ -450,6 +450,25 @@ class TestRows:
         engine.compile()
         bench.assert_plain(drained(engine, requests), requests)
 
+    def test_rows_are_measured_by_the_time_that_this_process_had(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Here calls are held up by others on the machine, the longer the more rows they have."""
+        wall, own = [0.0], [0.0]
+        clock = SimpleNamespace(perf_counter=lambda: wall[0], process_time=lambda: own[0])
+        monkeypatch.setattr("workers.pipelines.slot_engine.time", clock)
+
+        def slow(_: Any, given: Any) -> None:
+            own[0] += max(16, len(given[0]))
+            wall[0] = own[0] + 10.0 * len(given[0]) ** 2
+
+        handle = text.pipeline.unet.register_forward_pre_hook(slow)
+        monkeypatch.setattr("workers.pipelines.capacity.MOST_SECONDS", 1e9)
+        try:
+            assert text.engine().fastest_rows(text.request()) == 16
+        finally:
+            handle.remove()
+
     def test_measuring_the_rows_leaves_nothing_behind(self, text: Bench) -> None:
         engine, request = text.engine(rows=4), text.request()
         assert engine.fastest_rows(request) >= 2
@@ -581,6 +600,24 @@ class TestFailures:
         assert failed.picture == Failed("infeasible", "the picture holds NaN")
         text.assert_plain([item for item in made if item is not failed], requests)
 
+    def test_nan_is_seen_before_it_is_pasted_over(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With `padding_mask_crop` diffusers pastes what it drew into the input, and NaN becomes black."""
+        bench = load("sd", "inpainting")
+        original = bench.pipeline.vae.decode
+
+        def broken(latents: torch.Tensor, **keywords: Any) -> Any:
+            (images,) = original(latents, **keywords)
+            images[0, 0, 8, 8] = torch.nan
+            return (images,)
+
+        guilty, companion = bench.request(1, padding_mask_crop=4), bench.request(2, padding_mask_crop=4)
+        expected = bench.expected(companion)
+        assert expected
+        monkeypatch.setattr(bench.pipeline.vae, "decode", broken)
+        made = drained(bench.engine(), [guilty, companion])
+        assert made[0].picture == Failed("infeasible", "the picture holds NaN")
+        bench.assert_plain(made[1:], [companion])
+
     def test_a_black_picture_is_infeasible(self, text: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         original = text.pipeline.vae.decode
 
@@ -646,6 +683,24 @@ class TestFailures:
         made = drained(engine)
         assert all(isinstance(item.picture, Image.Image | Failed) for item in made)
         text.assert_plain([item for item in made if item.request is companion], [companion])
+
+    def test_ctrl_c_in_one_beginning_leaves_the_others_theirs(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those admitted with it hold rows and have not begun."""
+        original, calls = diffusers.DDIMScheduler.set_timesteps, itertools.count()
+
+        def interrupted(*arguments: Any, **keywords: Any) -> Any:
+            if next(calls) == 1:
+                raise KeyboardInterrupt
+            return original(*arguments, **keywords)
+
+        engine, requests = text.engine(), [text.request(seed) for seed in range(4)]
+        with monkeypatch.context() as patch:
+            patch.setattr(diffusers.DDIMScheduler, "set_timesteps", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.advance(requests)
+        text.assert_plain(drained(engine), [requests[0], *requests[2:]])
 
     def test_ctrl_c_within_the_unet_loses_nothing(self, text: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         original, calls = text.pipeline.unet.forward, itertools.count()
@@ -769,15 +824,175 @@ class TestOutOfMemory:
         assert [item.picture for item in made] == [NO_ROOM] * 2
         text.assert_plain(drained(engine, requests), requests)
 
-    def test_in_encoding_loses_the_request(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("room", "rows"), [(8, 8), (7, 4), (4, 4), (2, 2)])
+    def test_in_encoding_halves_the_rows_and_loses_nothing(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch, room: int, rows: int
+    ) -> None:
+        """Here a prompt can be encoded while so many rows are taken."""
+        original = type(text.pipeline).encode_prompt
+        requests = [text.request(seed, f"a dragon {seed}") for seed in range(9)]
+        expected = [text.expected(request) for request in requests]
+        assert expected
+
+        def tight(*arguments: Any, **keywords: Any) -> Any:
+            if engine._rows.used > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(type(text.pipeline), "encode_prompt", tight)
+        engine = text.engine(rows=16)
+        made = drained(engine, requests)
+        text.assert_plain(made, requests)
+        assert engine.rows == rows
+        notes = [note for item in made for note in item.notes]
+        assert notes == [
+            f"out of memory: {left} UNet rows at a time from here on" for left in (8, 4, 2) if left >= rows
+        ]
+        assert all(item.unet_calls == 4 for item in made)
+
+    def test_in_encoding_an_input_that_never_fits_loses_its_requests_and_no_rows(
+        self, load: Load, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         bench = load("sd", "image-to-image")
-        engine, requests = bench.engine(), [bench.request(seed) for seed in range(2)]
-        memory = Memory(bench.pipeline.vae.encode, room=0)
+        memory = Memory(bench.pipeline.vae.encode, room=64)
+        small, large = bench.pairs[0][0], bench.pairs[1][0].resize((64, 64))
+        inputs = {pixel_hash(image): image for image in (small, large)}
+        wide = replace(bench, inputs=inputs, pairs=[(small, small), (large, large)], drawn={})
+        engine, requests = wide.engine(rows=16), [wide.request(seed) for seed in (0, 2, 1, 4, 6)]
+
+        def too_large(batch: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
+            memory.room = 0 if batch.shape[-1] == 64 else 64
+            return memory(batch, *arguments, **keywords)
+
         with monkeypatch.context() as patch:
-            patch.setattr(bench.pipeline.vae, "encode", memory)
+            patch.setattr(bench.pipeline.vae, "encode", too_large)
             made = drained(engine, requests)
-        assert [item.picture for item in made] == [NO_ROOM] * 2
-        bench.assert_plain(drained(engine, requests), requests)
+        (lost,) = (item for item in made if item.request.seed == 1)
+        assert (lost.picture, lost.unet_calls) == (NO_ROOM, None)
+        wide.assert_plain([item for item in made if item is not lost], [r for r in requests if r.seed != 1])
+        assert engine.rows == 16
+        assert "16 UNet rows at a time again: fewer did not help" in [n for item in made for n in item.notes]
+        assert not any(memory.kept)
+        wide.assert_plain(drained(engine, requests), requests)
+
+    def test_in_encoding_alone_loses_the_request(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench = load("sd", "image-to-image")
+        engine, request = bench.engine(), bench.request()
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.pipeline.vae, "encode", Memory(bench.pipeline.vae.encode, room=0))
+            (made,) = drained(engine, [request])
+        assert (made.picture, made.notes, engine.rows) == (NO_ROOM, (), 8)
+        bench.assert_plain(drained(engine, [request]), [request])
+
+    @pytest.mark.parametrize(("room", "rows"), [(7, 4), (4, 4), (2, 2)])
+    def test_in_a_padded_batch_the_padding_goes_first(
+        self, text: Bench, memory: Memory, monkeypatch: pytest.MonkeyPatch, room: int, rows: int
+    ) -> None:
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+        engine, request = text.engine(rows=8), text.request()
+        engine.compile()
+        memory.room = room
+        text.assert_plain(drained(engine, [request]), [request])
+        assert engine.rows == rows
+        assert memory.asked[-1] == rows
+
+    def test_in_a_padded_batch_that_never_fits_loses_the_request(
+        self, text: Bench, memory: Memory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+        engine = text.engine(rows=8)
+        engine.compile()
+        memory.room = 1
+        (made,) = drained(engine, [text.request()])
+        assert made.picture == NO_ROOM
+        assert memory.asked == [8, 4, 2]
+
+
+class TestSeconds:
+    """Each request is told its share of what was spent on it, here by a clock that work alone moves."""
+
+    ENCODING, CALL, STEP, DECODING = 1000.0, 12.0, 1.0, 40.0
+
+    @pytest.fixture(autouse=True)
+    def clock(self, text: Bench, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [0.0]
+        clock = SimpleNamespace(perf_counter=lambda: now[0])
+        monkeypatch.setattr("workers.pipelines.slot_engine.time", clock)
+        for owner, name, cost in (
+            (type(text.pipeline), "encode_prompt", self.ENCODING),
+            (text.pipeline.unet, "forward", self.CALL),
+            (diffusers.DDIMScheduler, "step", self.STEP),
+            (text.pipeline.vae, "decode", self.DECODING),
+        ):
+            monkeypatch.setattr(owner, name, self.costing(getattr(owner, name), cost, now))
+        return now
+
+    @staticmethod
+    def costing(function: Callable[..., Any], cost: float, now: list[float]) -> Callable[..., Any]:
+        @functools.wraps(function)  # pipelines read the signature of a step
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            now[0] += cost
+            return function(*arguments, **keywords)
+
+        return timed
+
+    def told(self, made: Sequence[Generated]) -> dict[int, float]:
+        return {item.request.seed: round(item.seconds, 6) for item in made}
+
+    def test_are_shared_by_rows_and_by_pictures(self, text: Bench, clock: list[float]) -> None:
+        pair = text.request(1, num_inference_steps=3)
+        single = text.request(2, num_inference_steps=3, guidance_scale=1.0)
+        made = drained(text.engine(rows=3, patience=1e9), [pair, single])
+        own = self.ENCODING + 3 * self.STEP + self.DECODING / 2
+        assert self.told(made) == {1: own + 3 * self.CALL * 2 / 3, 2: own + 3 * self.CALL / 3}
+        assert sum(item.seconds for item in made) == pytest.approx(clock[0])
+
+    def test_of_remembered_prompts_are_told_once(self, text: Bench) -> None:
+        made = drained(
+            text.engine(rows=2, patience=1e9), [text.request(seed, num_inference_steps=1) for seed in (1, 2)]
+        )
+        each = self.CALL + self.STEP + self.DECODING / 2
+        assert self.told(made) == {1: self.ENCODING + each, 2: each}
+
+    def test_of_pictures_decoded_one_by_one_are_their_own(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(text.pipeline.vae, "decode", Memory(text.pipeline.vae.decode, room=1))
+        made = drained(
+            text.engine(rows=2, patience=1e9), [text.request(seed, num_inference_steps=1) for seed in (1, 2)]
+        )
+        each = self.CALL + self.STEP + self.DECODING
+        assert self.told(made) == {1: self.ENCODING + each, 2: each}
+
+    def test_up_to_a_look_count_again_at_the_end(self, text: Bench) -> None:
+        engine, request = text.engine(patience=1e9), text.request(1, num_inference_steps=3)
+        (look,) = drained(engine, [replace(request, stop_after=2)])
+        (made,) = drained(engine, [request])
+        before = self.ENCODING + 2 * (self.CALL + self.STEP) + self.DECODING
+        assert (look.seconds, made.seconds) == (before, before + self.CALL + self.STEP + self.DECODING)
+
+    def test_of_what_fails_are_told_too(self, text: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(text.pipeline.vae, "decode", self.failing(text.pipeline.vae.decode))
+        (made,) = drained(text.engine(patience=1e9), [text.request(1, num_inference_steps=2)])
+        assert isinstance(made.picture, Failed)
+        assert made.seconds == self.ENCODING + 2 * (self.CALL + self.STEP) + self.DECODING
+
+    @staticmethod
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*arguments: Any, **keywords: Any) -> Any:
+            function(*arguments, **keywords)
+            raise RuntimeError("a kernel failed")
+
+        return failing
+
+    def test_of_other_calls_are_not_counted(self, text: Bench, clock: list[float]) -> None:
+        """What passes between two calls of `advance` is nobody's."""
+        engine, request = text.engine(patience=1.0), text.request(1, num_inference_steps=3)
+        made: list[Generated] = []
+        while not made:
+            made = list(engine.advance([request] if clock[0] == 0 else []))
+            clock[0] += 500.0
+        assert made[0].seconds == self.ENCODING + 3 * (self.CALL + self.STEP) + self.DECODING
 
 
 class TestWhatIsRemembered:
@@ -940,17 +1155,3 @@ class TestLeavesThePipelineAsItWas:
         del engine
         gc.collect()
         assert reference() is None
-
-
-def test_a_closed_engine_lets_go_of_everything(load: Load) -> None:
-    """Running calls hold the engine and its model, in a circle that the garbage collector does not see."""
-    text = load("sd", "text-to-image")
-    engine = text.engine()
-    before = len(suspended())
-    with torch.inference_mode():
-        engine._take(text.request(1, num_inference_steps=9))
-        engine._tick()
-    assert len(suspended()) == before + 1
-    engine.close()
-    assert len(suspended()) == before
-    assert engine.advance([]) == []

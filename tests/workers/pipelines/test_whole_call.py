@@ -403,6 +403,15 @@ class TestGrouping:
             [ones[2]],
         ]
 
+    def test_inputs_share_calls_only_in_families_that_were_compared(self) -> None:
+        """Flux2 takes the images of a call for references of all its pictures."""
+        for family, together in (("StableDiffusionImg2ImgPipeline", [2]), ("Flux2Pipeline", [1, 1])):
+            stub = Stub()
+            pipeline = stub.behind(batch=4, pipeline=family, inputs={"one": Image.new("RGB", (8, 8))})
+            drawn(pipeline, [a_request(self.settings(), seed=seed, image="one") for seed in range(2)])
+            drawn(pipeline, [a_request(self.settings(), seed=seed) for seed in range(2)])
+            assert [len(call) for call in stub.calls] == [*together, 2], family
+
 
 class Stub:
     """A pipeline that draws grey, one shade per seed, or does what a test wants of it."""
@@ -420,9 +429,13 @@ class Stub:
         images = np.stack([np.full((8, 8, 3), self.paint(each), dtype="float32") for each in prompt])
         return SimpleNamespace(images=images, nsfw_content_detected=self.flags)
 
-    def behind(self, batch: int) -> WholeCallPipeline:
-        model = SimpleNamespace(scheduler="DDIMScheduler", scheduler_kinds={}, scheduler_options={})
-        return WholeCallPipeline(self, model, {}, batch)  # type: ignore[arg-type]
+    def behind(
+        self, batch: int, pipeline: str = "StableDiffusionPipeline", inputs: Inputs | None = None
+    ) -> WholeCallPipeline:
+        model = SimpleNamespace(
+            scheduler="DDIMScheduler", scheduler_kinds={}, scheduler_options={}, pipeline=pipeline
+        )
+        return WholeCallPipeline(self, model, inputs or {}, batch)  # type: ignore[arg-type]
 
 
 def prompts(*texts: str) -> list[ImageRequest]:
@@ -574,6 +587,23 @@ class TestCosts:
             made = pipeline.advance(requests)
             assert [item.unet_calls for item in made] == [expected, expected]
             assert made[0].seconds == made[1].seconds > 0
+
+    def test_seconds_are_shared_evenly_and_told_of_failures_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        clock = SimpleNamespace(perf_counter=lambda: now[0])
+        monkeypatch.setattr("workers.pipelines.whole_call.time", clock)
+
+        def spend(texts: list[str]) -> None:
+            now[0] += 12.0
+            if "bad" in texts:
+                raise RuntimeError("the prompt is bad")
+
+        made = Stub(spend).behind(batch=4).advance(prompts("a", "b", "c"))
+        assert [item.seconds for item in made] == [4.0] * 3
+        made = Stub(spend).behind(batch=4).advance(prompts("a", "bad"))
+        assert [item.seconds for item in made] == [12.0, 12.0]
 
     def test_a_pipeline_without_unet_counts_nothing(self) -> None:
         (made,) = Stub().behind(batch=1).advance(prompts("a"))

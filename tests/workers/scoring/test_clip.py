@@ -1,6 +1,6 @@
 """CLIP scores equal those of other computations, are unclamped, and long texts keep their end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchmetrics.functional.multimodal import clip_score
 
+from tests.workers.helpers import a_request
 from workers.scoring import clip
 from workers.scoring.clip import ClipScorer
 
@@ -65,7 +66,7 @@ def test_equals_a_direct_computation(
     clip_scorer: ClipScorer, clip_model: Any, clip_processor: Any, images: list[Image.Image]
 ) -> None:
     expected = [direct(clip_model, clip_processor, image, text) for image in images for text in TEXTS]
-    found = clip_scorer.score([image for image in images for _ in TEXTS], TEXTS * len(images))
+    found = clip_scorer.against([image for image in images for _ in TEXTS], TEXTS * len(images))
     assert found == pytest.approx(expected, abs=1e-3)
     assert max(found) - min(found) > 10
 
@@ -77,7 +78,7 @@ def test_equals_torchmetrics_where_that_is_not_clamped(
     for image in images:
         for text in TEXTS:
             theirs = by_torchmetrics(clip_model, clip_processor, image, text)
-            (ours,) = clip_scorer.score([image], [text])
+            (ours,) = clip_scorer.against([image], [text])
             if theirs > 0:
                 assert ours == pytest.approx(theirs, abs=1e-3)
             else:
@@ -89,13 +90,13 @@ def test_equals_torchmetrics_where_that_is_not_clamped(
 def test_what_fits_badly_is_negative_and_told_apart(
     clip_scorer: ClipScorer, images: list[Image.Image]
 ) -> None:
-    scores = clip_scorer.score([image for image in images for _ in TEXTS], TEXTS * len(images))
+    scores = clip_scorer.against([image for image in images for _ in TEXTS], TEXTS * len(images))
     negative = [score for score in scores if score < 0]
     assert len(set(negative)) == len(negative) > 1
 
 
 def test_the_text_that_fits_scores_highest(clip_scorer: ClipScorer, images: list[Image.Image]) -> None:
-    scores = clip_scorer.score([images[0]] * 3, ["an orange cat", "a green dragon", "a blue house"])
+    scores = clip_scorer.against([images[0]] * 3, ["an orange cat", "a green dragon", "a blue house"])
     assert scores[0] > max(scores[1:]) + 5
 
 
@@ -114,28 +115,39 @@ def test_a_long_text_is_scored_on_what_fits_with_its_end_token_kept(
         return float(100 * torch.nn.functional.cosine_similarity(said, seen))
 
     kept = [*whole[: window - 1], tokenizer.eos_token_id]
-    (found,) = clip_scorer.score([images[0]], [LONG])
+    (found,) = clip_scorer.against([images[0]], [LONG])
     assert found == pytest.approx(score_of(kept), abs=1e-3)
     assert abs(found - score_of(whole[:window])) > 0.01  # the end token cut off
-    assert clip_scorer.score([images[0]], [LONG + " and more"]) == [found]
+    assert clip_scorer.against([images[0]], [LONG + " and more"]) == [found]
+
+
+def notes(scorer: ClipScorer, *texts: str) -> Sequence[str]:
+    return scorer.notes([a_request(score_text=text) for text in texts])
+
+
+def test_a_picture_is_judged_by_the_score_text_of_its_request(
+    clip_scorer: ClipScorer, images: list[Image.Image]
+) -> None:
+    asked = [a_request(prompt="a blue house", score_text=text) for text in TEXTS[:2]]
+    assert clip_scorer.score(images[:2], asked) == clip_scorer.against(images[:2], TEXTS[:2])
 
 
 def test_notes_name_each_long_text_once(clip_scorer: ClipScorer) -> None:
     other = "cartoon " * 200
-    notes = clip_scorer.notes([LONG, "a cat", LONG, other, LONG])
-    assert len(notes) == 2
-    assert LONG[:40] in notes[0]
-    assert "77" in notes[0]
-    assert other[:40] in notes[1]
-    assert not any("\n" in note for note in notes)
+    found = notes(clip_scorer, LONG, "a cat", LONG, other, LONG)
+    assert len(found) == 2
+    assert LONG[:40] in found[0]
+    assert "77" in found[0]
+    assert other[:40] in found[1]
+    assert not any("\n" in note for note in found)
 
 
 def test_a_text_that_just_fits_needs_no_note(clip_scorer: ClipScorer, clip_processor: Any) -> None:
     words = 70
     while len(clip_processor.tokenizer(" ".join(["cat"] * (words + 1)))["input_ids"]) <= 77:
         words += 1
-    assert clip_scorer.notes([" ".join(["cat"] * words)]) == []
-    assert len(clip_scorer.notes([" ".join(["cat"] * (words + 1))])) == 1
+    assert notes(clip_scorer, " ".join(["cat"] * words)) == []
+    assert len(notes(clip_scorer, " ".join(["cat"] * (words + 1)))) == 1
 
 
 @contextmanager
@@ -160,14 +172,14 @@ def test_texts_are_embedded_once_and_the_cache_is_bounded(
     monkeypatch.setattr(clip, "CACHED_TEXTS", 3)
     scorer, image = ClipScorer(clip_folder), images[0]
     with texts_embedded() as embedded:
-        first = scorer.score([image] * 6, ["a", "b", "a", "c", "b", "a"])
+        first = scorer.against([image] * 6, ["a", "b", "a", "c", "b", "a"])
         assert len(embedded) == 3
-        scorer.score([image], ["d"])  # pushes out the one that was used longest ago: c
+        scorer.against([image], ["d"])  # pushes out the one that was used longest ago: c
         assert len(embedded) == 4
-        scorer.score([image] * 3, ["a", "b", "d"])
+        scorer.against([image] * 3, ["a", "b", "d"])
         assert len(embedded) == 4
-        scorer.score([image], ["c"])
+        scorer.against([image], ["c"])
         assert len(embedded) == 5
         many = [f"text {number}" for number in range(10)]
-        assert len(scorer.score([image] * 10, many)) == 10
-        assert scorer.score([image] * 6, ["a", "b", "a", "c", "b", "a"]) == first
+        assert len(scorer.against([image] * 10, many)) == 10
+        assert scorer.against([image] * 6, ["a", "b", "a", "c", "b", "a"]) == first

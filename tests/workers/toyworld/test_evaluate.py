@@ -21,7 +21,6 @@ from workers.toyworld.evaluate import (
     Mean,
     Painter,
     Share,
-    Stage,
     contact_sheet,
     markdown,
     mean_of,
@@ -33,6 +32,7 @@ from workers.toyworld.scenes import BACKGROUNDS, SIDE, Placement, Scene, Subject
 from workers.toyworld.training.data import HELD_OUT
 
 MODEL = TOYWORLD.parent
+JUDGE = str(MODEL / "clip")
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +180,37 @@ def test_only_the_cards_figures_are_replaced() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
-    [(["--seeds", "3"], "it must be at least 4"), (["--judge", "nowhere"], "there is no folder nowhere")],
+    [
+        (["--seeds", "3"], "it must be at least 4"),
+        (["--judge", "nowhere"], "there is no folder nowhere"),
+        (["--judge", str(MODEL)], "has no CLIP; --judge needs config.json of model_type clip"),
+        (["--judge", str(TOYWORLD / "text_encoder")], "has no CLIP; --judge needs config.json"),
+        (["--judge", JUDGE, "--model", str(TOYWORLD)], "has no CLIP; --model needs config.json"),
+        (["--judge", JUDGE, "--card", "nowhere.md"], "nowhere.md: No such file"),
+        (["--judge", JUDGE, "--card", __file__], "the card must have one line"),
+        (["--judge", JUDGE, "--out", __file__], "File exists"),
+    ],
 )
 def test_the_command_refuses_in_a_sentence(
-    arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: list[str],
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offline: None,
 ) -> None:
-    with pytest.raises(SystemExit):
-        evaluate.main([*arguments, "--out", str(tmp_path)])
+    monkeypatch.setattr(evaluate.Evaluation, "run", lambda _: pytest.fail("measured before it refused"))
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["--out", str(tmp_path), *arguments])
+    assert ended.value.code == 2
     assert problem in capsys.readouterr().err
 
 
-def test_a_stage_is_a_picture_and_a_mask_of_one_size() -> None:
+def test_a_stages_mask_covers_all_that_its_subject_changes() -> None:
+    cat = stage("cat", "city", 10, "grey")
+    outside = np.asarray(cat.mask) == 0
+    assert outside.any()
     for edit in EDITS:
-        drawn: Stage = stage(edit.before, "city", 10, "grey")
-        assert drawn.picture.size == drawn.mask.size == (SIDE, SIDE)
+        other = stage(edit.before, "city", 10, "grey")
+        changed = (np.asarray(cat.picture) != np.asarray(other.picture)).any(-1)
+        assert not (changed & outside).any(), edit.before

@@ -1,5 +1,8 @@
 """A stage that was stopped and resumed ends with the weights of one that was not, and a seed decides all."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -13,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from tests.workers.tiny_models import TOYWORLD
 from workers.toyworld import train
 from workers.toyworld.scenes import Scene, Told
 from workers.toyworld.training import loop
@@ -209,6 +213,12 @@ def test_the_rate_rises_and_falls() -> None:
         (lambda: train.Settings(scenes=0), "scenes is 0; it must be at least 1"),
         (lambda: train.Settings(seed=-1), "seed -1 is negative"),
         (lambda: train.Settings(unet_start=Path("nowhere")), "no folder nowhere; --unet-start names one"),
+        (lambda: train.Settings(device="gpu"), "device 'gpu' is unknown; choose cpu or cuda"),
+        (lambda: train.Settings(caption_noise=1.5), "caption_noise 1.5 is not in 0..1"),
+        (lambda: train.Settings(vae_samples=3), "vae_samples is 3; a batch needs at least 16"),
+        (lambda: train.Settings(unet_samples=3), "unet_samples is 3; a batch needs at least 64"),
+        (lambda: train.Settings(clip_samples=127), "clip_samples is 127; .* 128, half of them for the judge"),
+        (lambda: train.Settings(text_samples=255), "text_samples is 255; .* 256, half of them for the judge"),
         (lambda: train.train(train.Settings(), ["vea"]), "unknown stage 'vea'; known are scenes, tokenizer"),
     ],
 )
@@ -217,10 +227,90 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(make: Callable[[], obje
         make()
 
 
-def test_the_command_refuses_in_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
-        train.main(["--work", str(tmp_path), "--masks", "0"])
-    assert "masks is 0; it must be at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--masks", "0"], "masks is 0; it must be at least 1"),
+        (["--unet-batch", "0"], "unet_batch is 0; it must be at least 1"),
+        (["--clip-batch", "0"], "clip_batch is 0; it must be at least 1"),
+        (["--vae-batch", "0"], "vae_batch is 0; it must be at least 1"),
+        (["--device", "gpu"], "invalid choice: 'gpu'"),
+        (["--device", "cuda"], "there is none; choose cpu"),
+        (["--threads", "-1"], "--threads is -1; it must be at least 1"),
+        (["--work", __file__], "cannot be the work folder (File exists); choose another --work"),
+        (["--unet-start", str(Path(__file__).parent)], "has no UNet that loads; --unet-start names a folder"),
+        (["--unet-start", str(TOYWORLD / "vae")], "--unet-start"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(
+    arguments: list[str],
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offline: None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train, "STAGES", {"scenes": lambda _: pytest.fail("ran before it refused")})
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--work", str(tmp_path / "work"), "--stages", "scenes", *arguments])
+    assert ended.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "taken"),
+    [(1, 64, 1), (3, 64, 2), (12, 64, 8), (96, 64, 64), (6, 48, 6), (5, 7, 1)],
+)
+def test_the_unet_takes_as_many_processes_as_share_its_batch_evenly(
+    processes: int, batch: int, taken: int
+) -> None:
+    assert train.Settings(processes=processes, unet_batch=batch).unet_plan().processes == taken
+
+
+def test_a_finished_stage_refuses_other_settings_and_takes_what_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: SceneSet
+) -> None:
+    settings = train.Settings(work=tmp_path / "work", scenes=12)
+    monkeypatch.setattr(train, "load_scenes", lambda *_: scenes)
+    monkeypatch.setattr(train, "train_vae", lambda *_: make_vae())
+    train.train(settings, ["vae"])
+    monkeypatch.setattr(train, "train_vae", None)  # what is done is not done again
+    train.train(replace(settings, processes=5, unet_samples=640), ["vae"])
+    for changed, told in (({"seed": 7}, "seed 0"), ({"vae_samples": 160}, "vae_samples 120000")):
+        with pytest.raises(
+            ValueError, match=rf"vae in .*work was begun with other settings \({told}\); keep them, or choose"
+        ):
+            train.train(replace(settings, **changed), ["vae"])  # type: ignore[arg-type]
+
+
+def test_settings_that_began_nothing_bind_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = train.Settings(work=tmp_path)
+
+    def stopped(*_: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr(train, "train_unet", stopped)
+    monkeypatch.setattr(train.Workshop, "lessons", lambda _: None)
+    for samples in (640, 1280):
+        with pytest.raises(StoppedError):
+            train.train(replace(settings, unet_samples=samples), ["unet"])
+    (tmp_path / "unet.ckpt").touch()
+    with pytest.raises(ValueError, match=r"unet in .* other settings \(unet_samples 1280, processes 1\)"):
+        train.train(replace(settings, processes=2), ["unet"])
+
+
+def test_leftovers_of_ended_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / f"vae.{ended.pid}.aside").mkdir()
+    (tmp_path / f"vae.{ended.pid}.aside" / "config.json").touch()
+    (tmp_path / f"0-999.npz.{ended.pid}.aside").touch()
+    kept = [f"vae.{os.getppid()}.aside", f"unet.{ended.pid}", "unet.2", "unet.aside", "vae"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    loop.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 # Tokenizer

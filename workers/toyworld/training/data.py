@@ -1,7 +1,6 @@
 """What toyworld learns from: many random scenes, their captions in several wordings, and random masks."""
 
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from workers.toyworld.scenes import (
     random_scene,
     render,
 )
+from workers.toyworld.training.loop import aside_of
 
 HELD_OUT = 1_000_000_000
 """Scenes with seeds from here on are never trained on."""
@@ -113,7 +113,7 @@ def _keep_shard(shard: tuple[Path, int, int]) -> None:
     file = _shard_file(*shard)
     _, first, count = shard
     drawn = draw_scenes(range(first, first + count))
-    aside = file.with_suffix(f".{os.getpid()}")
+    aside = aside_of(file)
     with aside.open("wb") as stream:
         np.savez(stream, images=drawn.images, squares=drawn.squares)
     aside.replace(file)

@@ -1,7 +1,6 @@
 """Every scene as the UNet sees it: its latent, and the latent of what some random masks leave of it."""
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.toyworld.training.data import SceneSet, pixels, random_mask
+from workers.toyworld.training.loop import aside_of
 from workers.toyworld.training.vae import FACTOR
 
 _SHARD = 1000
@@ -85,7 +85,7 @@ def _keep_shard(task: tuple[Path, Path, SceneSet, int, int]) -> None:
         seen = np.flatnonzero(~masks[:, index].all((1, 2)))
         left = pictures[seen] * ~torch.from_numpy(masks[seen, None, index])
         rest[seen, index] = encode(vae, left)
-    aside = file.with_suffix(f".{os.getpid()}")
+    aside = aside_of(file)
     with aside.open("wb") as stream:
         np.savez(stream, whole=encode(vae, pictures), rest=rest, masks=shrink_masks(masks))
     aside.replace(file)

@@ -6,6 +6,8 @@ with the very weights of one that was not.
 
 import math
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -113,7 +115,7 @@ class Learner:
     def _resume(self) -> None:
         state = torch.load(self._file, map_location="cpu", weights_only=True)
         if state["plan"] != asdict(self.plan):
-            changed = _changes(state["plan"], asdict(self.plan))
+            changed = changes(state["plan"], asdict(self.plan))
             raise ValueError(
                 f"{self._file} was begun with other settings ({changed}); keep them, or choose another --work"
             )
@@ -174,11 +176,41 @@ def learn(
 
 def to_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     """Let something write a folder aside, then put it in place; a folder that is there is complete."""
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    aside = aside_of(folder)
     write(aside)
     aside.rename(folder)
 
 
-def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> str:
-    """Name what differs between two plans."""
+def aside_of(path: Path) -> Path:
+    """Name where this process writes a file or folder until it is complete."""
+    return path.with_name(f"{path.name}.{os.getpid()}.aside")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that have ended left aside in a folder, before anything is written."""
+    for path in folder.glob("*.aside"):
+        named = re.search(r"\.(\d{1,9})\.aside$", path.name)
+        if named is None or _runs(int(named[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def changes(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """Name what differs between old settings and new ones, with the old values."""
     return ", ".join(f"{name} {old.get(name)}" for name in new if old.get(name) != new[name])
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number runs; one that ended may have had this process's number."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

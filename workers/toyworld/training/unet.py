@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors import SafetensorError
 from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing.spawn import spawn
@@ -83,6 +84,25 @@ def make_unet() -> UNet2DConditionModel:
     )
 
 
+def weights_of(folder: str) -> dict[str, Tensor]:
+    """Load the weights that a UNet begins with; a folder without a UNet like `make_unet`'s is a ValueError."""
+    try:
+        weights: dict[str, Tensor] = UNet2DConditionModel.from_pretrained(folder).state_dict()
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as problem:
+        raise ValueError(
+            f"{folder} has no UNet that loads; --unet-start names a folder that one was saved in, "
+            "with config.json and diffusion_pytorch_model.safetensors"
+        ) from problem
+    wanted = make_unet().state_dict()
+    if {name: weight.shape for name, weight in weights.items()} != {
+        name: weight.shape for name, weight in wanted.items()
+    }:
+        raise ValueError(
+            f"the UNet in {folder} has not the shape of toyworld's; --unet-start needs such a one"
+        )
+    return weights
+
+
 def make_scheduler() -> DDIMScheduler:
     """Give the noise schedule that the UNet learns with: Stable Diffusion's, but ending in almost pure noise.
 
@@ -139,7 +159,7 @@ def _train(
     torch.manual_seed(plan.seed)
     unet = make_unet().to(device)
     if plan.start:
-        unet.load_state_dict(UNet2DConditionModel.from_pretrained(plan.start).state_dict())
+        unet.load_state_dict(weights_of(plan.start))
     # At this size plain attention and bfloat16 are nearly twice as fast on a CPU.
     unet.set_attn_processor(AttnProcessor())
     read = _reader(lessons, device)

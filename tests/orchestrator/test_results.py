@@ -1,0 +1,236 @@
+"""What the report is made of: the catalog as the study, as its file is now, sees it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator import api
+from orchestrator.catalog import Unscored
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.tables import Tables
+from orchestrator.plan import (
+    Plan,
+    gone_on_with,
+    image_count,
+    make_plan,
+    most_race_costs,
+    of_this_space,
+    plan_lines,
+)
+from orchestrator.pool import InProcessPool
+from orchestrator.report.statistics import ranking
+from orchestrator.study_folder import StudyFolder
+from orchestrator.sweep import Progress, sweep
+from orchestrator.tracking import NullTracker
+from orchestrator.wiring import make_strategy, raced
+from search_spaces.objectives import parse_constraint
+from search_spaces.requests import ImageRequest, Scored
+from search_spaces.space import Survey, survey
+from search_spaces.strategies import PastTrial
+from search_spaces.study import Study
+from search_spaces.study_file import BudgetSpec, SearchSpec
+from tests.orchestrator.studies import fake_worker, small_study
+from workers.pipelines.fake import FakePipeline
+from workers.scoring import Scorer
+from workers.scoring.fake import BrightnessScorer
+from workers.worker import Worker
+
+
+def run(study: Study, root: Path, worker: Worker | None = None) -> Progress:
+    """A session of a study over fakes, into a real catalog and folder."""
+    tables = Tables(root)
+    past = past_trials(tables, study.name, needed=study.measures)
+    StudyFolder(str(root), study.name).pin(study, "", {})
+    catalog = ParquetCatalog(tables, study)
+    pool = InProcessPool(worker or fake_worker(), 4)
+    return sweep(study, make_strategy(study, past), pool, catalog, NullTracker(), past)
+
+
+def test_values_that_left_an_axis_leave_the_report_and_come_back_with_it(tmp_path: Path) -> None:
+    run(small_study(guidance=(3, 5)), tmp_path)
+    before = api.results("small", str(tmp_path))
+    run(small_study(guidance=(3, 9)), tmp_path)
+    now = api.results("small", str(tmp_path))
+    assert {trial.settings["guidance_scale"] for trial in now.trials} == {3, 9, 7.5}
+    assert now.axes["guidance_scale"] == [3, 9, 7.5]
+    assert (before.gone, now.gone) == (0, 2)
+    run(small_study(guidance=(3, 5)), tmp_path)
+    again = api.results("small", str(tmp_path))
+    assert (again.trials, again.gone) == (before.trials, 2)
+
+
+def test_a_value_that_left_stays_where_a_twin_of_it_is_still_there(tmp_path: Path) -> None:
+    run(small_study(guidance=(0.5, 3)), tmp_path)
+    run(small_study(guidance=(1, 3)), tmp_path)
+    found = api.results("small", str(tmp_path))
+    assert {trial.settings["guidance_scale"] for trial in found.trials} == {0.5, 3, 7.5}
+    assert found.gone == 0
+
+
+@pytest.mark.parametrize("walk", [survey, lambda *_: None])
+def test_values_that_left_an_axis_are_not_counted_as_done(walk: object) -> None:
+    wide, narrow = small_study(guidance=(0.5, 1, 3, 5)), small_study(guidance=(3, 5))
+    past = [PastTrial(n, cell) for n, cell in enumerate(survey(wide.space, wide.judge).candidates)]
+    found: Survey | None = walk(narrow.space, narrow.judge)  # type: ignore[operator]
+    assert [trial.settings["guidance_scale"] for trial in of_this_space(past, narrow, found)] == [3, 3, 5, 5]
+
+
+# After another strategy
+
+pytestmark = pytest.mark.usefixtures("no_model")
+
+
+def searched(strategy: str, **more: object) -> Study:
+    """Sixty settings on eight instances, searched by a strategy."""
+    search = SearchSpec.model_validate({"strategy": strategy, **more})
+    return small_study(seeds=8, guidance=tuple(1 + n / 4 for n in range(1, 31)), search=search)
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans count steps as UNet calls, without asking a scheduler of the model, which is none."""
+    calls = lambda _, settings: settings["num_inference_steps"]  # noqa: E731
+    monkeypatch.setattr("workers.pipelines.loading.unet_calls", calls)
+
+
+def planned(study: Study, root: Path) -> Plan:
+    past = past_trials(Tables(root), study.name)
+    return make_plan(study, set(), past, str(root), (), partial(raced, study))
+
+
+def test_a_sampler_after_a_race_tries_as_many_settings_as_it_was_told_to(tmp_path: Path) -> None:
+    run(searched("halving", early_look="off"), tmp_path)
+    before_it = past_trials(Tables(tmp_path), "small")
+    whole = [trial for trial in before_it if len(trial.outcomes) == 8]
+    assert {name for trial in before_it for name in trial.dealt_by.values()} == {"halving"}
+    assert 3 <= len(whole) < 8 < len(before_it)
+
+    study = searched("random", trials=8, racing="off")
+    before = planned(study, tmp_path)
+    assert (before.tried, before.images, before.to_generate) == (len(whole), 64, 64 - 8 * len(whole))
+    run(study, tmp_path)
+    after = past_trials(Tables(tmp_path), "small")
+    assert sum(len(trial.outcomes) == 8 for trial in after) == 8
+    assert sum(0 < len(trial.outcomes) < 8 for trial in after) >= len(before_it) - 8, (
+        "the others are left alone"
+    )
+    done = planned(study, tmp_path)
+    assert (done.tried, done.to_generate) == (8, 0)
+    notes = [sentence for label, sentence in plan_lines(done) if label == "note"]
+    assert (
+        "8 trials of earlier sessions count, so that nothing new is tried: let search.trials be more" in notes
+    )
+    assert not any("earlier sessions" in sentence for _, sentence in plan_lines(before))
+
+
+def test_a_race_is_not_planned_by_what_others_judged(tmp_path: Path) -> None:
+    run(searched("random", trials=20, racing="off"), tmp_path)
+    race = searched("halving", early_look="off")
+    assert planned(race, tmp_path).to_generate == planned(race, tmp_path).images
+    run(race, tmp_path)
+    assert planned(race, tmp_path).to_generate < planned(race, tmp_path).images
+    whole = searched("grid")
+    past = past_trials(Tables(tmp_path), "small")
+    assert gone_on_with(past, whole) == past
+
+
+def test_a_validation_that_is_there_is_planned_as_there(tmp_path: Path) -> None:
+    study = small_study(search=SearchSpec.model_validate({"validate": 2}))
+    scored = {instance: Scored({"clip_score": 1.0}) for instance in range(3)}
+    past = [PastTrial(0, {"guidance_scale": 3, "negative_prompt": ""}, validation=scored)]
+    nothing, some = (make_plan(study, set(), trials, str(tmp_path), ()) for trials in ([], past))
+    assert nothing.to_generate - some.to_generate == 2
+
+
+# Budgets of a race
+
+
+def budgeted(study: Study, **limits: float) -> Study:
+    return study.model_copy(update={"budget": BudgetSpec.model_validate(limits)})
+
+
+@pytest.mark.parametrize("limits", [{"images": 110}, {"unet_calls": 440}, {"images": 110, "unet_calls": 300}])
+def test_a_race_is_of_as_many_settings_as_its_budget_lasts_for(
+    limits: dict[str, float], tmp_path: Path
+) -> None:
+    study = budgeted(searched("halving", early_look="off"), **limits)
+    plan = planned(study, tmp_path)
+    images = min(limits.get("images", 10**9), limits.get("unet_calls", 10**9) / 4)  # of four steps
+    assert 0.7 * images < plan.images <= images
+    assert plan.unet_calls is not None
+    assert 4 * plan.images <= plan.unet_calls <= 4 * images
+    note = f"the budget lasts for a race of {plan.trials} of 60 settings, drawn at random"
+    assert note in [sentence for label, sentence in plan_lines(plan) if label == "note"]
+    progress = run(study, tmp_path)
+    assert progress.ended_by is None, "it comes to its end"
+    assert progress.generated <= plan.images
+    whole = [trial for trial in past_trials(Tables(tmp_path), "small") if len(trial.outcomes) == 8]
+    assert len(whole) >= 3
+
+
+def test_a_race_of_unlike_costs_is_bounded_by_the_costliest() -> None:
+    study = searched("halving")
+    assert most_race_costs([1] * 30, study)[-1] == image_count(study, 30)
+    # 20 cheap and 10 costly ones: all are drawn once, and then the costly ones may be those that stay
+    assert most_race_costs([1] * 20 + [9] * 10, study)[-1] == 110 + 9 * (image_count(study, 30) - 30)
+    assert most_race_costs([1] * 20 + [9] * 10, study)[:20] == most_race_costs([1] * 20, study)
+
+
+def test_a_race_with_a_budget_of_seconds_may_end_with_nothing_and_its_plan_says_so(tmp_path: Path) -> None:
+    said = "a budget of seconds may end a race before any setting is judged in full"
+    for limits, expected in (({"seconds": 9}, True), ({"gpu_seconds": 9, "images": 150}, False)):
+        plan = planned(budgeted(searched("halving"), **limits), tmp_path)
+        assert any(said in sentence for _, sentence in plan_lines(plan)) is expected
+
+
+# Scores of pixels
+
+
+class Sameness:
+    """Stands for a pixel scorer: what a picture's id begins with."""
+
+    def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
+        return [float(int(request.image_id[:2], 16)) for request in requests]
+
+    def notes(self, requests: Sequence[ImageRequest]) -> Sequence[str]:
+        return []
+
+
+def test_a_bound_on_a_score_that_pictures_lack_scores_them_and_draws_none_again(tmp_path: Path) -> None:
+    run(small_study(), tmp_path)
+    bound = parse_constraint("preservation_psnr >= 100")
+    study = small_study().model_copy(update={"constraints": (bound,)})
+    both: dict[str, Scorer] = {"clip_score": BrightnessScorer(), "preservation_psnr": Sameness()}
+    worker = Worker(FakePipeline(2), both, "fake")
+    again = run(study, tmp_path, worker)
+    assert (again.generated, again.reused, again.images) == (0, 18, 18)
+    rows = Tables(tmp_path).read("scores", ["image_id", "scorer", "text"]).to_pylist()
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == 36, "nothing is stored twice"
+    assert {row["text"] for row in rows if row["scorer"].startswith("preservation")} == {""}
+
+    found = api.results("small", str(tmp_path))
+    ids = {row["image_id"]: float(int(row["image_id"][:2], 16)) for row in rows}
+    for trial in found.trials:
+        assert trial.measured["preservation_psnr"] == {i: ids[name] for i, name in trial.images.items()}
+    kept = {t.number for t in found.trials if sum(t.measured["preservation_psnr"].values()) >= 300}
+    assert {entry.trial.number for entry in ranking(found)} == kept
+    assert 0 < len(kept) < len(found.trials)
+    done = run(study, tmp_path, worker)
+    assert (done.generated, done.reused) == (0, 0)
+
+
+def test_pictures_of_another_study_are_judged_by_the_pixels_too(tmp_path: Path) -> None:
+    run(small_study(), tmp_path)
+    bound = parse_constraint("preservation_psnr >= 0")
+    study = small_study(name="other", seeds=2).model_copy(update={"constraints": (bound,)})
+    catalog = ParquetCatalog(Tables(tmp_path), study)
+    request = study.request({"guidance_scale": 3, "negative_prompt": ""}, study.instances[0])
+    assert isinstance(catalog.find(request), Unscored)
+    both: dict[str, Scorer] = {"clip_score": BrightnessScorer(), "preservation_psnr": Sameness()}
+    assert run(study, tmp_path, Worker(FakePipeline(2), both, "fake")).generated == 0
+    found = ParquetCatalog(Tables(tmp_path), study).find(request)
+    assert isinstance(found, Scored)
+    assert found.scores.keys() == {"clip_score", "preservation_psnr"}
