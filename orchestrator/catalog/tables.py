@@ -33,7 +33,7 @@ TRIES = 8
 """To read a table whose part files a compaction replaces meanwhile."""
 
 READERS = 16
-"""Threads that read the ends of new part files."""
+"""Threads that read the ends of new part files on a store, which answers many questions in the time of one."""
 
 FLAT = {"s3", "gcs", "abfs"}
 """Filesystems without folders, which need not be made, and where an object is there whole or not at all."""
@@ -269,8 +269,8 @@ class Tables:
             if not info.base_name.startswith((".", "_")) and info.path not in self.skipped
         ]
         new = [info for info in infos if info.path not in self._parts]
-        if new:  # a store answers many questions in the time of one
-            with ThreadPoolExecutor(min(len(new), READERS)) as readers:
+        if new:
+            with ThreadPoolExecutor(1 if self.is_local else min(len(new), READERS)) as readers:
                 for info, fragment in zip(new, readers.map(self._checked, new), strict=True):
                     if fragment is not None:
                         self._parts[info.path] = fragment

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+ROLES = ("master", "volume", "filer", "s3")
+STARTS = 3
 ACCESS, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI"
 
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -97,30 +99,8 @@ class Proxy:
 @contextmanager
 def s3_server(folder: Path, bucket: str) -> Iterator[Proxy]:
     """A server with one bucket, whose files lie in a folder."""
-    roles = ("master", "volume", "filer", "s3")
-    ports = free_ports(2 * len(roles))
-    program = weed()
-    assert program is not None
-    identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}]}
-    config = folder / "s3.json"
-    actions = ["Admin", "Read", "Write", "List"]
-    config.write_text(json.dumps({"identities": [{**identity, "actions": actions}]}), encoding="utf-8")
-    options = [
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-dir={folder}",
-        "-filer",
-        "-s3",
-        f"-s3.config={config}",
-    ]
-    options += [f"-{role}.port={ports[i]}" for i, role in enumerate(roles)]
-    options += [f"-{role}.port.grpc={ports[i + len(roles)]}" for i, role in enumerate(roles)]
-    options += ["-s3.port.iceberg=0", "-metricsPort=0", "-master.volumeSizeLimitMB=64", "-volume.max=16"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, "-logtostderr", "server", *options], stdout=log, stderr=log)
+    process, port = started(folder, bucket)
     try:
-        port = ports[roles.index("s3")]
-        create_bucket(port, bucket, process)
         proxy = Proxy(port)
         try:
             yield proxy
@@ -131,6 +111,39 @@ def s3_server(folder: Path, bucket: str) -> Iterator[Proxy]:
         process.wait(30)
 
 
+def started(folder: Path, bucket: str) -> tuple["subprocess.Popen[bytes]", int]:
+    """The server and its port; tried again where somebody else took one of its ports in the meantime."""
+    program = weed()
+    assert program is not None
+    identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}]}
+    config = folder / "s3.json"
+    actions = ["Admin", "Read", "Write", "List"]
+    config.write_text(json.dumps({"identities": [{**identity, "actions": actions}]}), encoding="utf-8")
+    for number in range(STARTS):
+        data = folder / f"data{number}"
+        data.mkdir()
+        ports = free_ports(2 * len(ROLES))
+        options = [
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-dir={data}",
+            "-filer",
+            "-s3",
+            f"-s3.config={config}",
+        ]
+        options += [f"-{role}.port={ports[i]}" for i, role in enumerate(ROLES)]
+        options += [f"-{role}.port.grpc={ports[i + len(ROLES)]}" for i, role in enumerate(ROLES)]
+        options += ["-s3.port.iceberg=0", "-metricsPort=0", "-master.volumeSizeLimitMB=64", "-volume.max=16"]
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen([program, "-logtostderr", "server", *options], stdout=log, stderr=log)
+        port = ports[ROLES.index("s3")]
+        if takes_a_bucket(port, bucket, process):
+            return process, port
+        process.kill()
+        process.wait(30)
+    raise AssertionError((folder / "log").read_text(encoding="utf-8", errors="replace")[-2000:])
+
+
 def free_ports(count: int) -> list[int]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
@@ -139,8 +152,8 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def create_bucket(port: int, bucket: str, process: "subprocess.Popen[bytes]") -> None:
-    """Wait for the server, which is up when it takes a bucket and an object."""
+def takes_a_bucket(port: int, bucket: str, process: "subprocess.Popen[bytes]") -> bool:
+    """Wait for the server, which is up when it takes a bucket and an object; whether it comes up."""
     filesystem = pafs.S3FileSystem(
         access_key=ACCESS,
         secret_key=SECRET,
@@ -150,17 +163,16 @@ def create_bucket(port: int, bucket: str, process: "subprocess.Popen[bytes]") ->
         allow_delayed_open=True,
     )
     deadline = time.monotonic() + 120
-    while True:
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             filesystem.create_dir(bucket)
             with filesystem.open_output_stream(f"{bucket}/up") as stream:
                 stream.write(b"up")
         except OSError:
-            assert process.poll() is None, "the S3 server ended"
-            assert time.monotonic() < deadline, "the S3 server did not start"
             time.sleep(0.5)
         else:
-            return
+            return True
+    return False
 
 
 def environment(port: int) -> dict[str, str]:
