@@ -300,7 +300,9 @@ def _show(options: argparse.Namespace) -> int:
     }
     rows = [(name, str(value)) for name, value in {**facts, **shown.settings}.items()]
     rows += [
-        ("score", f"{score['value']:.6g} by {score['scorer']} of {score['text']!r}") for score in shown.scores
+        ("score", f"{score['value']:.6g} by {score['scorer']}" + (f" of {text!r}" if text else ""))
+        for score in shown.scores
+        for text in [score["text"]]
     ]
     rows += [("used by", f"{u['study']}, trial {u['trial']}, instance {u['instance']}") for u in shown.uses]
     if shown.png is not None and shown.name is not None:

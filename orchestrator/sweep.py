@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.budget import Spent, images_left, spent_up
 from orchestrator.catalog import Catalog, Judged, Unscored
 from orchestrator.pool import Done, Pool
 from orchestrator.tracking import TrackedImage, TrackedTrial, Tracker
-from search_spaces.objectives import GPU_SECONDS
+from search_spaces.objectives import GPU_SECONDS, keeps
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Role, Scored, Settings, Trial
 from search_spaces.space import guidance_is_on
 from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
@@ -106,7 +106,7 @@ class _Sweep:
         self._judged: list[Judged] = []
         self._flushed_at = clock()
         self._progress = Progress(total, spent=spent)
-        self._scores: dict[int, dict[int, float]] = {}
+        self._scores: dict[int, dict[int, Mapping[str, float]]] = {}
         self._first_result: float | None = None
         self._rows = 0
         for trial in past:
@@ -303,11 +303,13 @@ class _Sweep:
         if role == "validate":
             return None
         scores = self._scores.setdefault(trial.number, {})
-        scores[instance] = outcome.scores[self._study.objective]
+        scores[instance] = outcome.scores
         if len(scores) < len(self._instances["search"]):
             return None
-        mean = math.fsum(scores.values()) / len(scores)
-        if progress.best_score is None or mean > progress.best_score:
+        del self._scores[trial.number]
+        mean = math.fsum(each[self._study.objective] for each in scores.values()) / len(scores)
+        is_best = progress.best_score is None or mean > progress.best_score
+        if is_best and keeps(self._study.constraints, list(scores.values())):
             progress.best, progress.best_score = trial.settings, mean
         return TrackedTrial(trial.number, trial.settings, mean)
 

@@ -30,7 +30,7 @@ from orchestrator.tracking.comet import (
 from search_spaces import study_file
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription, ScorerDescription
-from search_spaces.objectives import PRESERVATION
+from search_spaces.objectives import PRESERVATION, keeps
 from search_spaces.requests import Failed, ImageRequest, Scored, Settings, Trial, Value
 from search_spaces.space import Survey, guidance_is_on
 from search_spaces.strategies import PastTrial, Strategy
@@ -678,13 +678,15 @@ def _comet_images(tables: Tables, study: Study, past: Sequence[PastTrial]) -> It
 
 
 def _comet_metrics(study: Study, past: Sequence[PastTrial]) -> Iterator[CometMetric]:
-    """Each complete trial's mean, and the best so far."""
+    """Each complete trial's mean, and the best so far of those that keep the constraints."""
     best = None
     for trial in past:
-        scores = [o.scores[study.objective] for o in trial.outcomes.values() if isinstance(o, Scored)]
+        scores = [o.scores for o in trial.outcomes.values() if isinstance(o, Scored)]
         if len(scores) < len(study.instances):
             continue
-        mean = sum(scores) / len(scores)
-        best = mean if best is None else max(best, mean)
+        mean = sum(each[study.objective] for each in scores) / len(scores)
+        if keeps(study.constraints, scores):
+            best = mean if best is None else max(best, mean)
         yield CometMetric(study.objective, mean, trial.number)
-        yield CometMetric(f"best_{study.objective}", best, trial.number)
+        if best is not None:
+            yield CometMetric(f"best_{study.objective}", best, trial.number)

@@ -1,6 +1,8 @@
 """What a study wants: scores to be large or small, and bounds that a trial has to keep."""
 
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +35,15 @@ class Constraint:
 
     def __str__(self) -> str:
         return f"{self.score} {self.op} {self.bound:g}"
+
+
+def keeps(constraints: Sequence[Constraint], scores: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the means of some instances' scores keep all bounds; a bound on what one of them lacks is broken."""
+    for bound in constraints:
+        values = [each[bound.score] for each in scores if bound.score in each]
+        if len(values) < len(scores) or bound.violation(math.fsum(values) / len(values)) > 0:
+            return False
+    return True
 
 
 def parse_constraint(text: str) -> Constraint:

@@ -46,7 +46,8 @@ def render_report(results: Results, top: int = 10) -> RenderableType:
     for line in lines:
         label, _, sentence = line.partition(": ")
         sentences.add_row(Text(f"{label}:", style="bold"), Text(sentence))
-    heading = Text(_heading(results, len(ranked)), style="bold")
+    complete = sum(complete_scores(trial, results.instances) is not None for trial in results.trials)
+    heading = Text(_heading(results, complete), style="bold")
     table = [_table(results, ranked, top)] if ranked else []
     return Group(heading, *table, *([sentences] if lines else []))
 
@@ -270,8 +271,9 @@ def _remarks(results: Results) -> Iterator[str]:
     complete = [trial for trial in results.trials if trial not in incomplete]
     broken = [trial for trial in complete if not keeps_constraints(trial, results)]
     if broken:
-        bounds = " and ".join(map(str, results.constraints))
-        yield f"left out: {_count(len(broken), 'setting')} for breaking {bounds}"
+        bounds = " or ".join(map(str, results.constraints))
+        none = ", so that none is left to be the best" if len(broken) == len(complete) else ""
+        yield f"left out: {_count(len(broken), 'setting')} for breaking {bounds}{none}"
     if results.gone:
         yield f"left out: {_count(results.gone, 'setting')} tried before, of values that the study no longer has"
     if incomplete:

@@ -314,3 +314,18 @@ class TestRace:
         )
         bounded = flowing(replace(several, constraints=[Constraint("gpu_seconds", "<=", 5.0)]))
         assert "left out: 1 setting for breaking gpu_seconds <= 5" in bounded
+        assert "3 settings tried, all judged on all 2 instances" in bounded
+
+    def test_what_is_bounded_is_shown_and_that_nothing_keeps_the_bounds(self) -> None:
+        trials = [
+            replace(trial, measured={"preservation_psnr": dict.fromkeys(range(2), decibels)})
+            for trial, decibels in zip(THREE.trials, (20.0, 26.0, 31.5), strict=True)
+        ]
+        bounds = [Constraint("preservation_psnr", ">=", 25.0), Constraint("clip_score", ">=", 1.0)]
+        text = flowing(replace(THREE, trials=trials, constraints=bounds))
+        assert "31.5" in text
+        assert "26 tied" not in text  # the best of the two that are left
+        assert "left out: 1 setting for breaking preservation_psnr >= 25 or clip_score >= 1 " in f"{text} "
+        nothing = flowing(replace(THREE, trials=trials, constraints=[Constraint("clip_score", ">=", 90.0)]))
+        assert "3 settings tried, all judged on all 2 instances" in nothing
+        assert "for breaking clip_score >= 90, so that none is left to be the best" in nothing
