@@ -341,7 +341,7 @@ def start(path: Path, root: Path, *options: str) -> subprocess.Popen[str]:
 
 def wait_for_images(root: Path, process: subprocess.Popen[str]) -> None:
     """Until the catalog holds something."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if Tables(root).read("trials", ["trial"]).num_rows:
             return
