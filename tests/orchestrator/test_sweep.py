@@ -24,6 +24,7 @@ from orchestrator.pool import Done, InProcessPool
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, NullTracker, RecordingTracker, TrackedImage
 from orchestrator.wiring import make_strategy, make_validation
+from search_spaces.objectives import Constraint
 from search_spaces.requests import Failed, ImageRequest, Looked, Scored, Settings, Trial
 from search_spaces.strategies import Assignment, PastTrial, Report
 from search_spaces.strategies.grid import Grid
@@ -102,6 +103,19 @@ def test_the_best_so_far_is_the_trial_with_the_highest_mean() -> None:
     best = max(means, key=lambda number: sum(means[number]))
     assert progress.best_score == pytest.approx(sum(means[best]) / 3)
     assert progress.best == next(j.trial.settings for j in catalog.judged if j.trial.number == best)
+
+
+def test_the_best_so_far_keeps_the_constraints() -> None:
+    free, catalog = run(small_study(), MemoryCatalog()), MemoryCatalog()
+    assert free.best_score is not None
+    bound = Constraint("clip_score", "<=", free.best_score - 1)
+    bounded = run(small_study().model_copy(update={"constraints": (bound,)}), catalog)
+    means: dict[int, list[float]] = {}
+    for judged in catalog.judged:
+        assert isinstance(judged.outcome, Scored)
+        means.setdefault(judged.trial.number, []).append(judged.outcome.scores["clip_score"])
+    below = [sum(each) / 3 for each in means.values() if sum(each) / 3 <= bound.bound]
+    assert bounded.best_score == pytest.approx(max(below))
 
 
 def test_the_same_study_again_makes_nothing() -> None:
