@@ -341,7 +341,8 @@ def racing(study: Study, catalog: MemoryCatalog, pipeline: FakePipeline | None =
 
 
 def racing_study(seeds: int = 4, **search: object) -> Study:
-    spec = SearchSpec.model_validate({"strategy": "halving", "early_look": "auto", **search})
+    looks = {} if "strategy" in search else {"early_look": "auto"}
+    spec = SearchSpec.model_validate({"strategy": "halving", **looks, **search})
     guidance = tuple(1 + number / 4 for number in range(1, 60))
     return small_study(seeds=seeds, guidance=guidance, search=spec)
 
