@@ -25,7 +25,7 @@ from orchestrator.report.statistics import ranking
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
-from orchestrator.wiring import make_strategy, raced
+from orchestrator.wiring import make_strategy, make_validation, raced
 from search_spaces.objectives import parse_constraint
 from search_spaces.requests import ImageRequest, Scored
 from search_spaces.space import Survey, survey
@@ -45,8 +45,15 @@ def run(study: Study, root: Path, worker: Worker | None = None) -> Progress:
     past = past_trials(tables, study.name, needed=study.measures)
     StudyFolder(str(root), study.name).pin(study, "", {})
     catalog = ParquetCatalog(tables, study)
-    pool = InProcessPool(worker or fake_worker(), 4)
-    return sweep(study, make_strategy(study, past), pool, catalog, NullTracker(), past)
+    return sweep(
+        study,
+        make_strategy(study, past),
+        InProcessPool(worker or fake_worker(), 4),
+        catalog,
+        NullTracker(),
+        past,
+        validation=lambda: make_validation(study, past_trials(tables, study.name, needed=study.measures)),
+    )
 
 
 def test_values_that_left_an_axis_leave_the_report_and_come_back_with_it(tmp_path: Path) -> None:
@@ -98,7 +105,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(study: Study, root: Path) -> Plan:
     past = past_trials(Tables(root), study.name)
-    return make_plan(study, set(), past, str(root), (), partial(raced, study))
+    known = ParquetCatalog(Tables(root), study).image_ids
+    return make_plan(study, known, past, str(root), (), partial(raced, study))
 
 
 def test_a_sampler_after_a_race_tries_as_many_settings_as_it_was_told_to(tmp_path: Path) -> None:
@@ -143,6 +151,36 @@ def test_a_validation_that_is_there_is_planned_as_there(tmp_path: Path) -> None:
     past = [PastTrial(0, {"guidance_scale": 3, "negative_prompt": ""}, validation=scored)]
     nothing, some = (make_plan(study, set(), trials, str(tmp_path), ()) for trials in ([], past))
     assert nothing.to_generate - some.to_generate == 2
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"strategy": "grid"},
+        {"strategy": "grid", "trials": 9},
+        {"strategy": "halving"},
+        {"strategy": "halving", "early_look": "auto"},
+        {"strategy": "halving", "trials": 20, "keep": 0.6},
+        {"strategy": "coordinate", "rounds": 3},
+        {"strategy": "refine", "trials": 64},
+        {"strategy": "tpe", "trials": 12},
+        {"strategy": "random", "trials": 12, "racing": "off"},
+    ],
+    ids=str,
+)
+def test_no_search_takes_more_than_its_plan_says(search: dict[str, object], tmp_path: Path) -> None:
+    enqueue = [{"guidance_scale": 11.1}, {"guidance_scale": 3.3}]
+    study = searched(**search, validate=3, enqueue=enqueue)  # type: ignore[arg-type]
+    plan = planned(study, tmp_path)
+    assert plan.to_generate == plan.images
+    done = run(study, tmp_path)
+    assert 0 < done.generated <= plan.images
+    assert plan.unet_calls is not None
+    assert done.unet_calls <= plan.unet_calls
+    assert any(trial.validation for trial in past_trials(Tables(tmp_path), "small"))
+    after = planned(study, tmp_path)
+    assert after.to_generate == plan.images - done.generated, "what is there is not made again"
+    assert run(study, tmp_path).generated == 0
 
 
 # Budgets of a race
