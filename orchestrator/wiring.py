@@ -473,12 +473,18 @@ def draw(study: Study, inputs: Mapping[str, Image.Image], request: ImageRequest)
 
 
 def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], device: str) -> "SlotEngine":
-    """The slot engine for a study's model on a device, with as many rows as the study says or are fastest."""
+    """The slot engine for a study's model on a device, with as many rows as the study says or are fastest.
+
+    Raises InputError where it is to be compiled and this machine has no compiler.
+    """
     import torch
 
     from workers.pipelines.capacity import remembered_rows
+    from workers.pipelines.loading import check_compiler
     from workers.pipelines.slot_engine import SlotEngine
 
+    if study.engine.compile:
+        check_compiler("cuda" if torch.cuda.is_available() else "cpu")
     asked, model = study.engine.rows, study.model
     engine = SlotEngine(pipeline, model, inputs, 2 if asked == "auto" else asked)
     if asked == "auto":

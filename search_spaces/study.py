@@ -213,6 +213,7 @@ def pin(
     _check_schedulers(spec, model, source)
     _check_scheduler_options(spec, model, source)
     _check_sizes(spec, model, source)
+    _check_engine(spec, model, source)
     defaults: dict[str, Value] = {**model.keywords, "scheduler": model.scheduler}
     fixed = {name: value for name, value in {**defaults, **spec.settings}.items() if name not in spec.space}
     study = Study(
@@ -311,6 +312,16 @@ def _check_sizes(spec: StudySpec, model: ModelDescription, source: str) -> None:
                 raise InputError(
                     f"{source}: {name}: {value} is not a multiple of {model.size_multiple} pixels"
                 )
+
+
+def _check_engine(spec: StudySpec, model: ModelDescription, source: str) -> None:
+    """Rows and compiling are the slot engine's; whole calls know neither."""
+    for name in ("rows", "compile"):
+        if not model.family.slots and getattr(spec.engine, name) != EngineSpec.model_fields[name].default:
+            raise InputError(
+                f"{source}: engine.{name}: {model.pipeline} runs in whole calls, which have no such setting; "
+                "remove it"
+            )
 
 
 def _check_conditions(study: Study, source: str) -> None:

@@ -133,6 +133,8 @@ def test_more_seeds_leave_the_numbers_of_instances_alone() -> None:
          ["halving cannot race all of 9,000,100 cells", "search.trials"]),
         ({"rest": "budget: {images: 1}"}, ["budget.images: 1", "fewer than the 2 instances"]),
         ({"settings": "{width: 63}"}, ["width: 63", "multiple of 8"]),
+        ({"rest": "engine: {rows: 8}", "model": UNKNOWN}, ["engine.rows", "PipelineOfTomorrow runs in whole calls"]),
+        ({"rest": "engine: {compile: true}", "model": UNKNOWN}, ["engine.compile", "in whole calls", "remove it"]),
         ({"space": "{height: [64, 100]}"}, ["height: 100", "multiple of 8"]),
         ({"space": "{width: {low: 64, high: 100, step: 6}}"}, ["width: 70", "multiple of 8"]),
         ({"space": "{num_inference_steps: [1, 2], strength: [0, 0.4]}"},
@@ -149,7 +151,7 @@ def test_what_a_model_does_not_take_is_refused(changes: Mapping[str, Any], words
 
 def test_a_space_of_which_some_can_run_is_taken() -> None:
     study("{num_inference_steps: [1, 2], strength: [0, 0.5]}")
-    study("{num_inference_steps: [1], strength: [0.1]}", model=UNKNOWN)
+    study("{num_inference_steps: [1], strength: [0.1]}", model=UNKNOWN, rest="engine: {offload: model}")
     study("{width: {low: 64, high: 128, step: 16}}")
     study("{strength: {low: 0, high: 0.06}}", rest="search: {strategy: tpe, trials: 3}")
 
