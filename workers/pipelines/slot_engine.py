@@ -178,7 +178,10 @@ class SlotEngine:
         """
         with self._bare_call(example) as call:
             # On a CPU by the time that this process had: others on the machine would spoil what is remembered.
-            return fastest_rows(call, time.process_time if self._on_cpu else time.perf_counter)
+            threads = torch.get_num_threads()
+            return fastest_rows(
+                call, (lambda: time.process_time() / threads) if self._on_cpu else time.perf_counter
+            )
 
     def bare_rate(self, example: ImageRequest, seconds: float) -> float:
         """Rows per second of nothing but the UNet, called over and over with `rows` rows of an example.
