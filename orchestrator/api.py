@@ -79,7 +79,8 @@ class RunResult:
     @property
     def was_complete(self) -> bool:
         """Whether an earlier run had done everything already."""
-        return not (self.progress.generated or self.progress.reused or self.stopped)
+        progress = self.progress
+        return not (progress.generated or progress.reused or progress.ended_by or self.stopped)
 
     @property
     def exit_code(self) -> int:
