@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.study_folder import local_root
 from search_spaces.domains import Domain, FloatRange
+from search_spaces.estimates import FEWEST_FOR_A_GAIN
 from search_spaces.requests import Settings, Value
 from search_spaces.space import Survey, guidance_is_on, survey
 from search_spaces.strategies import PastTrial
@@ -361,6 +362,12 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     if study.search.validation:
         fresh = len(study.validation_instances)
         yield "validation", f"the best {VALIDATED} and the baseline on {fresh} fresh instances, counted above"
+        if fresh < FEWEST_FOR_A_GAIN:
+            yield (
+                "note",
+                f"on {fresh} fresh instance{'s' if fresh > 1 else ''} no gain can be told from none; "
+                f"{FEWEST_FOR_A_GAIN} are the fewest that could, and 16 are a good number",
+            )
     for limit, value in study.budget.model_dump().items():
         if value is not None:
             yield "budget", f"{limit} {value:,}"

@@ -29,7 +29,7 @@ from orchestrator.tracking.comet import (
 )
 from search_spaces import study_file
 from search_spaces.errors import InputError
-from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.models import PIXEL_SCORERS, ModelDescription, ScorerDescription
 from search_spaces.objectives import PRESERVATION, keeps
 from search_spaces.requests import Failed, ImageRequest, Scored, Settings, Trial, Value
 from search_spaces.space import Survey, guidance_is_on
@@ -451,6 +451,10 @@ class _DrawsNothing:
 
 def build_scoring_worker(setup: WorkerSetup) -> Worker:
     """A worker that has the study's scorer and no pipeline. Raises InputError where it cannot load."""
+    if setup.study.scorer in PIXEL_SCORERS.values():
+        inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
+        pixels = {setup.study.objective: PreservationScorer(inputs)}
+        return Worker(_DrawsNothing(), pixels, "cpu", setup.batch)
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -587,12 +591,15 @@ def make_pool(
 
 
 def make_scoring_pool(
-    study: Study, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
+    study: Study,
+    crew: Crew,
+    connect: Callable[[], AbstractContextManager[None]],
+    inputs: Mapping[str, bytes],
 ) -> "RayPool":
-    """A Ray pool whose workers only score, by the study's scorer."""
+    """A Ray pool whose workers only score, by the study's scorer; `inputs` are PNG by pixel hash."""
     from orchestrator.ray_pool import RayPool, cores
 
-    setup, gpu = WorkerSetup(study, {}, crew.batch, crew.threads), crew.kind == "GPU"
+    setup, gpu = WorkerSetup(study, inputs, crew.batch, crew.threads), crew.kind == "GPU"
     share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads
     return RayPool(
         connect,
