@@ -21,8 +21,8 @@ them is a harsh one even for the grid; `winner_within_1_pool_NAME` takes means o
 the truth, `interval_coverage_undoubted` the same of a plain t-interval; the seeds are drawn from the 64 with
 replacement, so that the mean over the 64 is exactly the truth. `interval_coverage_unvalidated`: a plain one on the
 seeds by which the winner was chosen (against the 64's mean, which errs itself). `false_tie_validated`: where winner
-and defaults are truly more than 1 point apart, how often that validation calls a tie. `false_ties_NAME`: of the trials
-that the report of a search calls tied with its winner, the share that is truly more than 1 point away.
+and defaults are truly more than 1 point apart, how often that validation calls a tie. `false_ties_NAME`: of the
+trials that the report of a search calls tied with its winner, the share that is truly more than 1 point away.
 
 `--tune` measures instead how many trials a second the loop itself manages (`tests.bench.trial_rate`).
 """
