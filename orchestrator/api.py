@@ -466,7 +466,7 @@ def score(
         results(study, root)  # says so where there is no such study
         raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
     inputs: dict[str, bytes] = {}
-    if scorer in PIXEL_SCORERS:
+    if scorer is not None and scorer in PIXEL_SCORERS:
         if text is not None:
             raise InputError(f"--text: {scorer} compares pixels and reads no text; leave it out")
         if pinned.model.task != "inpainting":

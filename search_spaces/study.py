@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import Domain, FloatRange, IntRange, contains, offers, spans
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange, contains, offers, spans
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import PIXEL_SCORERS, Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.objectives import Constraint, Direction, parse_constraint
@@ -376,10 +376,9 @@ def _check_search(study: Study, source: str) -> None:
             "of them to draw at random, such as 10000"
         )
     if search.strategy == "refine":
-        numbers = (
-            value for domain in study.space.axes.values() for value in domain.points() or (domain.low,)
-        )
-        if all(isinstance(value, str | bool | None) for value in numbers):
+        lists = [domain.values for domain in study.space.axes.values() if isinstance(domain, Choices)]
+        words = [all(isinstance(value, str | bool | None) for value in values) for values in lists]
+        if all(words) and len(words) == len(study.space.axes):
             raise InputError(
                 f"{source}: search.strategy: refine looks closer between numbers, and no swept setting has any; "
                 "use halving"
