@@ -317,10 +317,12 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         full = plan.trials * instances
         yield "images", f"{_up_to(study)}{plan.images:,}, of {full:,} that the grid would take, {there}"
         if plan.left_out:
+            chosen = "drawn at random"
+            if plan.trials <= len(study.first):
+                chosen = "those of search.enqueue and the model's own, so that nothing is searched: give more"
             yield (
                 "note",
-                f"the budget lasts for a race of {plan.trials:,} of {plan.trials + plan.left_out:,} settings, "
-                "drawn at random",
+                f"the budget lasts for a race of {plan.trials:,} of {plan.trials + plan.left_out:,} settings, {chosen}",
             )
     else:
         yield (

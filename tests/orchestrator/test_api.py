@@ -554,6 +554,7 @@ def test_a_budget_ends_a_study_with_exit_code_3_and_the_same_command_has_no_more
     assert "the search ended early: the budget of 6 images is used up" in first.messages
     again = api.run(path, root)
     assert (again.exit_code, again.progress.generated) == (3, 0)
+    assert not again.was_complete, "there was something left to do"
 
 
 @pytest.mark.parametrize(

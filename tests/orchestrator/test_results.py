@@ -210,6 +210,14 @@ def test_a_race_is_of_as_many_settings_as_its_budget_lasts_for(
     assert len(whole) >= 3
 
 
+def test_a_race_for_which_a_budget_leaves_only_what_comes_first_is_told(tmp_path: Path) -> None:
+    plan = planned(budgeted(searched("halving"), images=8), tmp_path)
+    assert plan.trials == 1
+    assert any("so that nothing is searched" in sentence for _, sentence in plan_lines(plan))
+    more = planned(budgeted(searched("halving"), images=110), tmp_path)
+    assert not any("so that nothing is searched" in sentence for _, sentence in plan_lines(more))
+
+
 def test_a_race_of_unlike_costs_is_bounded_by_the_costliest() -> None:
     study = searched("halving")
     assert most_race_costs([1] * 30, study)[-1] == image_count(study, 30)
