@@ -322,7 +322,8 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
                 chosen = "those of search.enqueue and the model's own, so that nothing is searched: give more"
             yield (
                 "note",
-                f"the budget lasts for a race of {plan.trials:,} of {plan.trials + plan.left_out:,} settings, {chosen}",
+                f"the budget lasts for a race of {plan.trials:,} of {plan.trials + plan.left_out:,} settings, "
+                + chosen,
             )
     else:
         yield (
