@@ -54,6 +54,7 @@ from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
 from search_spaces.errors import InputError, did_you_mean
+from search_spaces.models import PIXEL_SCORERS
 from search_spaces.requests import Failed, Scored, Settings, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
@@ -79,7 +80,8 @@ class RunResult:
     @property
     def was_complete(self) -> bool:
         """Whether an earlier run had done everything already."""
-        return not (self.progress.generated or self.progress.reused or self.stopped)
+        progress = self.progress
+        return not (progress.generated or progress.reused or progress.ended_by or self.stopped)
 
     @property
     def exit_code(self) -> int:
@@ -409,6 +411,8 @@ def best(study: str, root: str = DEFAULT_ROOT) -> str:
 def frame(study: str, root: str = DEFAULT_ROOT, pictures: bool = True) -> pa.Table:
     """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`).
 
+    Where pictures have been scored by their pixels too, there is a column of that name, as `preservation_psnr`.
+
     Without `pictures` it has no `image`, and a large study takes little memory. Raises InputError where the root
     knows no such study.
     """
@@ -448,22 +452,37 @@ def score(
 ) -> Rescored:
     """Score a study's stored images again, by another CLIP or against another text; nothing is generated.
 
-    `scorer` is named as `clip_model` in a study file, by default the study's own. A study that names it, with that
-    text as `score_text`, finds the scores in the catalog. Raises InputError.
+    `scorer` is named as `clip_model` in a study file, by default the study's own, or it is `preservation_psnr`,
+    which reads no text. A study that names it, with that text as `score_text`, finds the scores in the catalog.
+    Images stored as jpeg differ a little from what was drawn, and so do their scores. Raises InputError.
     """
     from orchestrator.ray_pool import ray_session
     from orchestrator.rescoring import rescore
     from workers.pipelines.loading import describe_clip
 
-    pinned = named_folder(study, root).pinned()
+    folder = named_folder(study, root)
+    pinned = folder.pinned()
     if pinned is None:
         results(study, root)  # says so where there is no such study
         raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
-    if scorer is not None:
+    inputs: dict[str, bytes] = {}
+    if scorer is not None and scorer in PIXEL_SCORERS:
+        if text is not None:
+            raise InputError(f"--text: {scorer} compares pixels and reads no text; leave it out")
+        if pinned.model.task != "inpainting":
+            raise InputError(
+                f"--scorer {scorer} compares a picture with its input image outside the mask, and the task "
+                f"{pinned.model.task} of study {study!r} has no mask"
+            )
+        inputs = folder.inputs(
+            name for item in pinned.inputs for name in (item.image, item.mask) if name is not None
+        )
+        pinned = pinned.model_copy(update={"scorer": PIXEL_SCORERS[scorer], "objective": scorer})
+    elif scorer is not None:
         described = describe_clip(scorer, scorer, Path())
         pinned = pinned.model_copy(update={"scorer": described})
     crew = wiring.crew(pinned, workers, _local_gpus(), batch)
-    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address))
+    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address), inputs)
     with _interrupts() as interrupted:
         try:
             return rescore(Tables(root), pinned, pool, text, interrupted)

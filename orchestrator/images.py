@@ -132,12 +132,8 @@ def reproduce(image_id: str, root: str = DEFAULT_ROOT) -> Reproduced:
         None if row["input_mask"] is None else str(row["input_mask"]),
         "",
     )
-    inputs = {}
-    for name in filter(None, (request.image, request.mask)):
-        path = folder.path / "inputs" / f"{name}.png"
-        if not path.is_file():
-            raise InputError(f"image {whole}: its input {path} is gone")
-        inputs[name] = decode_png(path.read_bytes())
+    stored_inputs = folder.inputs(filter(None, (request.image, request.mask)))
+    inputs = {name: decode_png(png) for name, png in stored_inputs.items()}
     drawn = wiring.draw(pinned, inputs, request)
     if isinstance(drawn, Failed):
         raise InputError(f"image {whole} cannot be drawn again: {drawn.reason}")

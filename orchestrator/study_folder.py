@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -93,6 +93,14 @@ class StudyFolder:
             _replace(self.path / "inputs" / f"{name}.png", encode_png(image))
         _replace(self.study_file, study_file.encode())
         _replace(self.path / "study.json", study.model_dump_json(indent=2).encode())
+
+    def inputs(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The pinned input images and masks of some pixel hashes, as PNG. Raises InputError where one is gone."""
+        paths = {name: self.path / "inputs" / f"{name}.png" for name in names}
+        for path in paths.values():
+            if not path.is_file():
+                raise InputError(f"the input image {path} is gone, without which nothing can be said of it")
+        return {name: path.read_bytes() for name, path in paths.items()}
 
     def spent(self) -> Spent:
         """What the study has used up so far; nothing where that cannot be read."""

@@ -11,6 +11,7 @@ from orchestrator.catalog.ids import Index, firsts, keys
 from orchestrator.catalog.parquet import Scores
 from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS
 from orchestrator.catalog.tables import Tables
+from search_spaces.models import PIXEL_SCORERS
 
 STATES = ("scored", "infeasible", "lost")
 """Of an instance that has had several, the one that holds: a lost image may have been tried again."""
@@ -21,7 +22,7 @@ def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | 
 
     Columns: those of `trials` but for `settings`, with `value` the score, null without one, then those of
     `images`; early looks, which have no picture, are left out. Swept settings are the trial's own, where a
-    twin of other settings drew the picture.
+    twin of other settings drew the picture. A pixel scorer has a column of its name where it judged any of them.
     Without `pictures`, no picture is read and `image` is not there. `among` are the only image_ids of interest.
     """
     wanted = (pc.field("study") == study) & (pc.field("role") != "look")
@@ -49,6 +50,16 @@ def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | 
                     [own.get(name, drawn) for own, drawn in pairs], images.schema.field(name).type
                 )
             table = table.append_column(images.schema.field(name), column)
+    return _with_pixel_scores(table, tables, among)
+
+
+def _with_pixel_scores(table: pa.Table, tables: Tables, among: pa.Array | None) -> pa.Table:
+    """A joined table with a column for each pixel scorer that judged any of its pictures, null where it did not."""
+    for name, scorer in PIXEL_SCORERS.items():
+        asked = {"scorer": pa.repeat(scorer.id, table.num_rows), "text": pa.repeat("", table.num_rows)}
+        values = Scores(tables, {scorer.id}, among).column(pa.table({"image_id": table["image_id"], **asked}))
+        if values.null_count < len(values):
+            table = table.append_column(name, values)
     return table
 
 

@@ -8,7 +8,7 @@ from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Instance, Settings
 from search_spaces.space import survey
-from search_spaces.study import PinnedInput, Study, difference, pin
+from search_spaces.study import PinnedInput, Study, difference, idle_exclusions, pin
 from search_spaces.study_file import parse
 from tests.search_spaces.examples import (
     CAT,
@@ -131,6 +131,9 @@ def test_more_seeds_leave_the_numbers_of_instances_alone() -> None:
         ({"rest": "search: {strategy: halving}",
           "space": "{guidance_scale: {low: 1, high: 91, step: 0.001}, num_inference_steps: {low: 1, high: 100}}"},
          ["halving cannot race all of 9,000,100 cells", "search.trials"]),
+        ({"rest": "search: {strategy: refine, trials: 13}"}, ["trials: 13", "after the 13 settings"]),
+        ({"space": "{negative_prompt: ['', cartoon]}", "rest": "search: {strategy: refine, trials: 8}"},
+         ["refine looks closer between numbers", "use halving"]),
         ({"rest": "budget: {images: 1}"}, ["budget.images: 1", "fewer than the 2 instances"]),
         ({"settings": "{width: 63}"}, ["width: 63", "multiple of 8"]),
         ({"rest": "engine: {rows: 8}", "model": UNKNOWN}, ["engine.rows", "PipelineOfTomorrow runs in whole calls"]),
@@ -538,3 +541,26 @@ def test_validation_has_fresh_seeds_of_its_own() -> None:
     assert seeds[2] not in kept
     assert pinned.instance("validate", 3).seed == seeds[3]
     assert pinned.instance("search", 1).seed == 11
+
+
+@pytest.mark.parametrize(
+    ("rules", "search", "idle"),
+    [
+        ("[{guidance_scale: 7.5}]", "grid", []),
+        ("[{guidance_scale: 3}, {strength: 0.5}]", "grid", [0]),
+        ("[{guidance_scale: 5}]", "grid", []),  # the model's own
+        ("[{guidance_scale: {low: 2, high: 4}}, {strength: {low: 0, high: 0.4}}]", "grid", [0, 1]),
+        ("[{guidance_scale: [1, 99], strength: [0.51]}]", "grid", []),
+        ("[{guidance_scale: 1, strength: 0.7}]", "grid", [0]),
+        ("[{guidance_scale: 3}]", "refine, trials: 99", []),  # which may come to 3
+    ],
+)
+def test_rules_that_leave_out_nothing(rules: str, search: str, idle: list[int]) -> None:
+    made = study(rest=f"exclude: {rules}\nsearch: {{strategy: {search}}}")
+    assert idle_exclusions(made) == idle
+
+
+def test_a_rule_for_what_a_condition_never_lets_be_leaves_out_nothing() -> None:
+    space = "{strength: [0.5, 1], guidance_scale: {values: [2, 3], when: {strength: 1}}}"
+    rules = "[{strength: 0.5, guidance_scale: 2}, {strength: 1, guidance_scale: 2}]"
+    assert idle_exclusions(study(space, rest=f"exclude: {rules}")) == [0]
