@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.catalog.ids import Index, firsts, keys
+from orchestrator.catalog.ids import Index, keys
 from orchestrator.catalog.parquet import Scores
 from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS
 from orchestrator.catalog.tables import Tables
@@ -81,10 +81,3 @@ def _holding(trials: pa.Table) -> npt.NDArray[np.int64]:
     new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     held: npt.NDArray[np.int64] = np.sort(order[new])
     return held
-
-
-def distinct(rows: pa.Table) -> pa.Table:
-    """The rows of `images` with one for each image: the first picture, or where there is none the first failure."""
-    drawn_first = np.argsort(pc.not_equal(rows["status"], "ok").to_numpy(), kind="stable")
-    chosen = drawn_first[firsts(keys(rows["image_id"].take(pa.array(drawn_first))))]
-    return rows.take(pa.array(np.sort(chosen)))

@@ -54,7 +54,11 @@ class ParquetCatalog:
                 scores[name] = value
         if scores.keys() >= self._study.scorers.keys():
             return Scored(scores)
-        return Unscored(PngPicture(self._tables.png(image_id)), seconds)
+        try:
+            return Unscored(PngPicture(self._tables.png(image_id)), seconds)
+        except KeyError:  # a repair, or a removal on another machine, has taken it away since
+            self._images.forget(image_id)
+            return None
 
     def _value(self, scorer: str, image_id: str, text: str) -> float | None:
         found = self._new_scores.get((scorer, image_id, text))
@@ -90,6 +94,7 @@ class _Made:
 
     def __init__(self, tables: Tables) -> None:
         drawn = tables.read("images", ["image_id", "seconds_generate"], pc.field("status") == "ok")
+        self._gone: set[str] = set()
         self._index = Index(keys(drawn["image_id"]))
         self._seconds = drawn["seconds_generate"].to_numpy()
         failed = tables.read("images", ["image_id", "reason"], pc.field("status") == "infeasible").to_pylist()
@@ -102,7 +107,12 @@ class _Made:
         return image_id in self.new or image_id in self.infeasible or self._drawn(str(image_id))
 
     def _drawn(self, image_id: str) -> bool:
-        return self._index.row(key(image_id)) is not None
+        return self._index.row(key(image_id)) is not None and image_id not in self._gone
+
+    def forget(self, image_id: str) -> None:
+        """One that is not there any more."""
+        self.new.pop(image_id, None)
+        self._gone.add(image_id)
 
     def add(self, item: Done) -> None:
         """One more."""

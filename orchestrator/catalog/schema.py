@@ -92,6 +92,13 @@ _TRIAL_COLUMNS: Mapping[str, pa.DataType] = {
     "time": _TIME,
 }
 
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "images": ("image_id", "image", "status"),
+    "scores": ("image_id", "scorer", "text", "value"),
+    "trials": ("study", "trial", "instance", "image_id", "role", "state", "settings", "scorer", "text"),
+}
+"""Columns without which a file is no part of a table; the others may be of a later version, and are null then."""
+
 REPEATED = frozenset(
     {"status", "reason", "model", "revision", "task", "pipeline", "dtype", "prompt", *SETTING_COLUMNS}
     | {"other_settings", "effective_steps", "unet_calls", "width", "height", "input_image", "input_mask"}
@@ -131,6 +138,17 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "scores": _schema(_SCORE_COLUMNS),
     "trials": _schema(_TRIAL_COLUMNS),
 }
+
+
+def foreign(table: str, schema: pa.Schema) -> str | None:
+    """Why a file of some schema is no part of a table; None where it is one."""
+    missing = [name for name in NEEDED[table] if name not in schema.names]
+    if missing:
+        return f"it has no column {missing[0]}"
+    for field in SCHEMAS[table]:
+        if field.name in schema.names and schema.field(field.name).type != field.type:
+            return f"its column {field.name} is {schema.field(field.name).type}, not {field.type}"
+    return None
 
 
 @cache

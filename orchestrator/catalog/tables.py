@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.catalog.ids import Index, key, keys
 from orchestrator.catalog.layout import encode, picture_places
-from orchestrator.catalog.schema import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
+from orchestrator.catalog.schema import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
 from search_spaces.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ TRIES = 8
 
 READERS = 16
 """Threads that read the ends of new part files on a store, which answers many questions in the time of one."""
+
+PART = re.compile(r"part-(\d+)-[0-9a-f]+\.parquet")
+"""A part file's name: the nanosecond by which parts are ordered, and what keeps two of one moment apart."""
+
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What reading a file's damaged bytes may raise, and what a filesystem that fails does."""
 
 FLAT = {"s3", "gcs", "abfs"}
 """Filesystems without folders, which need not be made, and where an object is there whole or not at all."""
@@ -67,6 +74,10 @@ def open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
 def first_line(error: BaseException) -> str:
     """An error's text for a sentence."""
     return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+class DamagedPartError(OSError):
+    """A part file that cannot be read in full; the text is a whole sentence."""
 
 
 class Tables:
@@ -189,11 +200,28 @@ class Tables:
         return self._ask(table, rows)
 
     def read_part(self, table: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of one part file. Raises FileNotFoundError where it is gone, OSError where it cannot be read."""
+        """The rows of one part file.
+
+        Raises FileNotFoundError where it is gone, DamagedPartError where it proves to be damaged, OSError where the
+        filesystem fails.
+        """
         parts = self.parts(table)
         if path not in parts:
             raise FileNotFoundError(2, "the part file is gone", path)
-        return _dataset(table, {path: parts[path]}).to_table(list(columns) if columns else None)
+
+        def rows(some: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
+            return _dataset(table, some).to_table(list(columns) if columns else None)
+
+        try:
+            return rows({path: parts[path]})
+        except FileNotFoundError:
+            self._parts.pop(path, None)
+            raise
+        except UNREADABLE:
+            self._look_for_damage(path, parts[path], rows)
+            if path not in self.skipped:
+                raise
+            raise DamagedPartError(_sentence(path, self.skipped[path])) from None
 
     def png(self, image_id: str) -> bytes:
         """One picture as it is stored, without a look at its neighbours.
@@ -289,7 +317,7 @@ class Tables:
 
     def _checked(self, info: pafs.FileInfo) -> ds.ParquetFileFragment | None:
         """A file as a part of a table; None, with the reason noted, where it is none."""
-        if info.type != pafs.FileType.File or not info.base_name.endswith(".parquet"):
+        if info.type != pafs.FileType.File or not PART.fullmatch(info.base_name):
             self._skip(info.path, "is no part file")
             return None
         fragment = _FORMAT.make_fragment(info.path, self._filesystem)
@@ -297,14 +325,14 @@ class Tables:
             fragment.ensure_complete_metadata()
         except FileNotFoundError:
             return None
-        except (OSError, pa.ArrowInvalid) as error:
+        except UNREADABLE as error:
             problem = self._damage(info.path)
             if problem is None:
                 raise
             self._skip(info.path, f"is truncated or no Parquet file ({problem or first_line(error)})")
             return None
         version = (fragment.metadata.metadata or {}).get(VERSION_KEY)
-        if version is None or not version.isdigit() or "image_id" not in fragment.physical_schema.names:
+        if version is None or not version.isdigit():
             self._skip(info.path, "is a Parquet file of something else")
             return None
         if int(version) > SCHEMA_VERSION:
@@ -312,6 +340,11 @@ class Tables:
                 f"{info.path} was written by a newer version of latentsweep (schema {int(version)}, this one reads "
                 f"up to {SCHEMA_VERSION}); use that version, or another --root"
             )
+        table = info.path.split("/")[-2]
+        strange = foreign(table, fragment.physical_schema)
+        if strange:
+            self._skip(info.path, f"is no part of {table} ({strange})")
+            return None
         return fragment
 
     def _damage(self, path: str) -> str | None:
@@ -320,7 +353,7 @@ class Tables:
             content = file.read_buffer()
         try:
             pq.read_table(pa.BufferReader(content))
-        except (OSError, pa.ArrowInvalid) as error:
+        except UNREADABLE as error:
             return first_line(error)
         return None
 
@@ -342,7 +375,7 @@ class Tables:
                 return question(parts)
             except FileNotFoundError:  # compacted meanwhile
                 self._parts.clear()
-            except (OSError, pa.ArrowInvalid):
+            except UNREADABLE:
                 for path, fragment in parts.items():
                     self._look_for_damage(path, fragment, question)
                 if not self.skipped.keys() & parts.keys():
@@ -359,7 +392,7 @@ class Tables:
             question({path: fragment})
         except FileNotFoundError:
             return
-        except (OSError, pa.ArrowInvalid):
+        except UNREADABLE:
             problem = self._damage(path)
             if problem is not None:
                 self._skip(path, f"is damaged ({problem})")
@@ -417,8 +450,10 @@ def _each(
 
 
 def _moment(path: str) -> str:
-    """The nanosecond in a part file's name, by which the parts are ordered."""
-    return path.rpartition("/")[2].split("-")[1]
+    """The nanosecond in a part file's name."""
+    named = PART.fullmatch(path.rpartition("/")[2])
+    assert named is not None, path
+    return named[1]
 
 
 @cache  # which names a file once, however many readers meet it
