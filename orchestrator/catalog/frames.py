@@ -58,14 +58,18 @@ def best(tables: Tables, study: str, count: int) -> pa.Table:
     The scores are looked through alone; of the rest only what belongs to the best of them is read.
     """
     scorers = tables.read("trials", ["scorer"], pc.field("study") == study)["scorer"].unique()
-    scores = tables.read("scores", ["image_id", "value"], pc.field("scorer").isin(scorers))
+    of_these = pc.field("scorer").isin(scorers)
+    values = np.sort(tables.read("scores", ["value"], of_these)["value"].to_numpy())
     reach = 2 * count
     while True:
-        order = pc.select_k_unstable(scores, min(reach, scores.num_rows), [("value", "descending")])
-        found = joined(tables, study, False, scores["image_id"].take(order).unique())
-        if found.num_rows - found["value"].null_count >= count or reach >= scores.num_rows:
+        least = values[-reach] if reach < len(values) else -np.inf
+        ids = tables.read("scores", ["image_id"], of_these & (pc.field("value") >= float(least)))["image_id"]
+        found = joined(tables, study, False, ids.unique())
+        # A row with less may have a better one outside: its image is here for another text, or another study.
+        enough = pc.sum(pc.greater_equal(found["value"], float(least))).as_py() or 0
+        if enough >= count or reach >= len(values):
             return found
-        reach *= 8  # other studies, other texts: look further down
+        reach *= 8
 
 
 def _holding(trials: pa.Table) -> npt.NDArray[np.int64]:

@@ -93,9 +93,9 @@ class _Made:
     """Every image_id that need not be made: drawn, or known to be infeasible."""
 
     def __init__(self, tables: Tables) -> None:
-        drawn = tables.read("images", ["image_id", "seconds_generate"], pc.field("status") == "ok")
+        ids, drawn = tables.read_keys("images", [], ["seconds_generate"], pc.field("status") == "ok")
         self._gone: set[str] = set()
-        self._index = Index(keys(drawn["image_id"]))
+        self._index = Index(ids)
         self._seconds = drawn["seconds_generate"].to_numpy()
         failed = tables.read("images", ["image_id", "reason"], pc.field("status") == "infeasible").to_pylist()
         self.infeasible = {
@@ -139,12 +139,12 @@ class Scores:
     def __init__(self, tables: Tables, scorers: Set[str], among: pa.Array | None = None) -> None:
         """`among` are the only image_ids of interest."""
         wanted = pc.field("scorer").isin(pa.array(sorted(scorers), pa.string()))
-        columns = ["scorer", "image_id", "text", "value"]
         if among is None:
-            rows = tables.read("scores", columns, wanted)
+            found, rows = tables.read_keys("scores", ["scorer", "text"], ["value"], wanted)
         else:
-            rows = tables.read_ids("scores", columns, among, wanted)
-        self._index = Index(keys(rows["image_id"], rows["scorer"], rows["text"]))
+            rows = tables.read_ids("scores", ["scorer", "image_id", "text", "value"], among, wanted)
+            found = keys(rows["image_id"], rows["scorer"], rows["text"])
+        self._index = Index(found)
         self._values: npt.NDArray[np.float64] = rows["value"].to_numpy()
 
     def of(self, scorer: str, image_id: str, text: str) -> float | None:

@@ -140,13 +140,27 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 }
 
 
+ENCODED: Mapping[str, pa.Schema] = {
+    table: pa.schema(
+        [
+            field.with_type(pa.dictionary(pa.int32(), pa.string()))
+            if field.name in REPEATED and pa.types.is_string(field.type)
+            else field
+            for field in schema
+        ]
+    )
+    for table, schema in SCHEMAS.items()
+}
+"""The tables as they lie in their files: texts that repeat are numbers into a dictionary."""
+
+
 def foreign(table: str, schema: pa.Schema) -> str | None:
     """Why a file of some schema is no part of a table; None where it is one."""
     missing = [name for name in NEEDED[table] if name not in schema.names]
     if missing:
         return f"it has no column {missing[0]}"
-    for field in SCHEMAS[table]:
-        if field.name in schema.names and schema.field(field.name).type != field.type:
+    for field, encoded in zip(SCHEMAS[table], ENCODED[table], strict=True):
+        if field.name in schema.names and schema.field(field.name).type not in (field.type, encoded.type):
             return f"its column {field.name} is {schema.field(field.name).type}, not {field.type}"
     return None
 

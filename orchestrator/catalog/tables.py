@@ -21,9 +21,9 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from orchestrator.catalog.ids import Index, key, keys
+from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
 from orchestrator.catalog.layout import encode, picture_places
-from orchestrator.catalog.schema import SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
+from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
 from search_spaces.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -176,28 +176,58 @@ class Tables:
         self, table: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
         """Rows of a table, in the order they were written; empty where nothing was written yet."""
-        names = list(columns) if columns else None
-        return self._ask(table, lambda parts: _dataset(table, parts).to_table(columns=names, filter=where))
+        names = list(columns) if columns else SCHEMAS[table].names
+        if where is None:
+            return self._ask(table, lambda parts: _dataset(table, parts).to_table(names))
+        rows = self._ask(table, lambda parts: _dataset(table, parts, ENCODED).to_table(names, filter=where))
+        return _decoded(table, rows)
+
+    def read_keys(
+        self, table: str, texts: Sequence[str], columns: Sequence[str], where: pc.Expression
+    ) -> tuple[Keys, pa.Table]:
+        """The key of each row, of its image_id together with texts, and some other columns.
+
+        Batch by batch, so that a million ids, which are most of what there is to read, are never all there as text.
+        """
+        names = ["image_id", *texts, *columns]
+        rest = pa.schema([SCHEMAS[table].field(name) for name in columns])
+
+        def collect(parts: Mapping[str, ds.ParquetFileFragment]) -> tuple[Keys, pa.Table]:
+            found, others = [NO_KEYS], []
+            for batch in _dataset(table, parts, ENCODED).to_batches(columns=names, filter=where):
+                asked = pa.Table.from_batches([batch])
+                found.append(keys(asked["image_id"], *(asked[name] for name in texts)))
+                others.append(asked.select(list(columns)).cast(rest))
+            return np.concatenate(found), pa.concat_tables([rest.empty_table(), *others])
+
+        return self._ask(table, collect)
 
     def read_ids(
         self, table: str, columns: Sequence[str], image_ids: pa.Array, where: pc.Expression | None = None
     ) -> pa.Table:
-        """Rows by image_id: of the columns no more is read than the row groups that have one of them."""
-        wanted = pc.field("image_id").isin(image_ids)
+        """Rows by image_id, which a condition on these columns holds for.
+
+        Of the columns no more is read than the row groups that have one of the ids.
+        """
 
         def rows(parts: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
-            some = {}
-            for path, ids in _each(table, parts, ["image_id"]).items():
-                hits = np.flatnonzero(pc.is_in(ids["image_id"], image_ids).to_numpy())
-                metadata = parts[path].metadata
-                ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
-                if len(hits):
-                    groups = np.unique(np.searchsorted(ends, hits, "right")).tolist()
-                    some[path] = parts[path].subset(row_group_ids=groups)
-            condition = wanted if where is None else wanted & where
-            return _dataset(table, some).to_table(list(columns), filter=condition)
+            ids = _dataset(table, parts).to_table(["image_id"])["image_id"]
+            hits = np.flatnonzero(pc.is_in(ids, image_ids).to_numpy())
+            groups = _groups(parts)
+            ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
+            of = np.searchsorted(ends, hits, "right")
+            chosen, place = np.unique(of, return_inverse=True)
+            some: dict[str, list[int]] = {}
+            for path, group, _ in (groups[number] for number in chosen):
+                some.setdefault(path, []).append(group)
+            fragments = {path: parts[path].subset(row_group_ids=numbers) for path, numbers in some.items()}
+            read = _dataset(table, fragments, ENCODED).to_table(list(columns))
+            sizes = np.diff(ends, prepend=0)
+            starts = (np.cumsum(sizes[chosen]) - sizes[chosen])[place]  # of each hit's group in what was read
+            return read.take(pa.array(starts + hits - (ends - sizes)[of]))
 
-        return self._ask(table, rows)
+        found = _decoded(table, self._ask(table, rows))
+        return found if where is None else found.filter(where)
 
     def read_part(self, table: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one part file.
@@ -432,14 +462,35 @@ class _Pictures:
         return sorted(there, key=lambda image_id: self.place(image_id))
 
 
-_FORMAT = ds.ParquetFileFormat()
+_FORMAT = ds.ParquetFileFormat(
+    dictionary_columns={
+        field.name for schema in ENCODED.values() for field in schema if pa.types.is_dictionary(field.type)
+    }
+)
 
 
-def _dataset(table: str, parts: Mapping[str, ds.ParquetFileFragment]) -> ds.Dataset:
+def _dataset(
+    table: str, parts: Mapping[str, ds.ParquetFileFragment], schemas: Mapping[str, pa.Schema] = SCHEMAS
+) -> ds.Dataset:
     if not parts:
-        return ds.dataset(SCHEMAS[table].empty_table())
+        return ds.dataset(schemas[table].empty_table())
     fragments = list(parts.values())
-    return ds.FileSystemDataset(fragments, SCHEMAS[table], _FORMAT, fragments[0].filesystem)
+    return ds.FileSystemDataset(fragments, schemas[table], _FORMAT, fragments[0].filesystem)
+
+
+def _decoded(table: str, rows: pa.Table) -> pa.Table:
+    """Rows that were read as they lie, as what the table's schema says."""
+    fields = [SCHEMAS[table].field(name) for name in rows.column_names]
+    return rows.cast(pa.schema(fields, SCHEMAS[table].metadata))
+
+
+def _groups(parts: Mapping[str, ds.ParquetFileFragment]) -> list[tuple[str, int, int]]:
+    """Every row group as (part file, number in it, rows), in the order in which rows are read."""
+    return [
+        (path, number, part.metadata.row_group(number).num_rows)
+        for path, part in parts.items()
+        for number in range(part.metadata.num_row_groups)
+    ]
 
 
 def _each(
