@@ -262,7 +262,7 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
     pinned, tables = named_folder(study, root).pinned(), Tables(root)
     past = past_trials(tables, study)
     if not past and pinned is None:
-        known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
+        known = sorted(tables.counts("trials", "study"))
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
     return _results(study, past, pinned, tables)

@@ -210,7 +210,7 @@ def _to_optuna(name: str, storage: str | None, root: str) -> str:
 
 def _check_known(tables: Tables, study: str, root: str) -> None:
     """Raise InputError where the catalog knows no such study."""
-    known = sorted(set(tables.read("trials", ["study"])["study"].unique().to_pylist()))
+    known = sorted(tables.counts("trials", "study"))
     if study not in known:
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")

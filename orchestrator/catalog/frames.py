@@ -1,6 +1,7 @@
 """A study's rows of the three tables, joined: what people want of a catalog."""
 
 import json
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -57,16 +58,17 @@ def best(tables: Tables, study: str, count: int) -> pa.Table:
 
     The scores are looked through alone; of the rest only what belongs to the best of them is read.
     """
-    scorers = tables.read("trials", ["scorer"], pc.field("study") == study)["scorer"].unique()
-    of_these = pc.field("scorer").isin(scorers)
-    values = np.sort(tables.read("scores", ["value"], of_these)["value"].to_numpy())
-    reach = 2 * count
+    scorers = tables.counts("trials", "scorer", pc.field("study") == study)
+    of_these = pc.field("scorer").isin(pa.array(list(scorers), pa.string()))
+    values = tables.read("scores", ["value"], of_these)["value"].to_numpy()
+    others = len(values) / max(1, sum(scorers.values()))  # scores for each of this study's
+    reach = count if others <= 1 else math.ceil(1.5 * others * count)
     while True:
-        least = values[-reach] if reach < len(values) else -np.inf
-        ids = tables.read("scores", ["image_id"], of_these & (pc.field("value") >= float(least)))["image_id"]
+        least = float(np.partition(values, -reach)[-reach]) if reach < len(values) else -np.inf
+        ids = tables.read("scores", ["image_id"], of_these & (pc.field("value") >= least))["image_id"]
         found = joined(tables, study, False, ids.unique())
         # A row with less may have a better one outside: its image is here for another text, or another study.
-        enough = pc.sum(pc.greater_equal(found["value"], float(least))).as_py() or 0
+        enough = pc.sum(pc.greater_equal(found["value"], least)).as_py() or 0
         if enough >= count or reach >= len(values):
             return found
         reach *= 8

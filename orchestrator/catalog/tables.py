@@ -15,6 +15,7 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -182,6 +183,14 @@ class Tables:
         rows = self._ask(table, lambda parts: _dataset(table, parts, ENCODED).to_table(names, filter=where))
         return _decoded(table, rows)
 
+    def counts(self, table: str, column: str, where: pc.Expression | None = None) -> dict[str, int]:
+        """How many rows have each text of a column."""
+        rows = self._ask(
+            table, lambda parts: _dataset(table, parts, ENCODED).to_table([column], filter=where)
+        )
+        counted = pc.value_counts(rows.unify_dictionaries()[column])
+        return {each["values"]: each["counts"] for each in counted.to_pylist()}
+
     def read_keys(
         self, table: str, texts: Sequence[str], columns: Sequence[str], where: pc.Expression
     ) -> tuple[Keys, pa.Table]:
@@ -214,17 +223,21 @@ class Tables:
             ids = _dataset(table, parts).to_table(["image_id"])["image_id"]
             hits = np.flatnonzero(pc.is_in(ids, image_ids).to_numpy())
             groups = _groups(parts)
-            ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
+            sizes = np.array([size for _, _, size in groups], np.int64)
+            ends = np.cumsum(sizes)
             of = np.searchsorted(ends, hits, "right")
             chosen, place = np.unique(of, return_inverse=True)
             some: dict[str, list[int]] = {}
             for path, group, _ in (groups[number] for number in chosen):
                 some.setdefault(path, []).append(group)
             fragments = {path: parts[path].subset(row_group_ids=numbers) for path, numbers in some.items()}
-            read = _dataset(table, fragments, ENCODED).to_table(list(columns))
-            sizes = np.diff(ends, prepend=0)
-            starts = (np.cumsum(sizes[chosen]) - sizes[chosen])[place]  # of each hit's group in what was read
-            return read.take(pa.array(starts + hits - (ends - sizes)[of]))
+            starts = (
+                np.cumsum(sizes[chosen]) - sizes[chosen]
+            )  # of the groups that are read, one after the other
+            return _taken(
+                _dataset(table, fragments, ENCODED).scanner(list(columns)),
+                starts[place] + hits - (ends - sizes)[of],
+            )
 
         found = _decoded(table, self._ask(table, rows))
         return found if where is None else found.filter(where)
@@ -476,6 +489,17 @@ def _dataset(
         return ds.dataset(schemas[table].empty_table())
     fragments = list(parts.values())
     return ds.FileSystemDataset(fragments, schemas[table], _FORMAT, fragments[0].filesystem)
+
+
+def _taken(scanner: ds.Scanner, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Some rows, ascending, of what is read, and no more of it in memory than a few batches."""
+    taken, at = [scanner.projected_schema.empty_table()], 0
+    for batch in scanner.to_batches():
+        inside = rows[np.searchsorted(rows, at) : np.searchsorted(rows, at + batch.num_rows)]
+        if len(inside):
+            taken.append(pa.Table.from_batches([batch.take(pa.array(inside - at))]))
+        at += batch.num_rows
+    return pa.concat_tables(taken)
 
 
 def _decoded(table: str, rows: pa.Table) -> pa.Table:
