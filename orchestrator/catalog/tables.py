@@ -129,8 +129,8 @@ class Tables:
                 self._filesystem.create_dir(folder, recursive=True)
             stream = self._filesystem.open_output_stream(f"{folder}/{name}")
             stream.write(
-                content
-            )  # one whole object: closed, and with that there, only after all of it was taken
+                b"".join(content)
+            )  # one whole object: closed, and with that there, only after all of it was
             stream.close()
         return f"{folder}/{name}"
 
@@ -540,12 +540,12 @@ def _sentence(path: str, why: str) -> str:
     return f"{path} {why}; it is skipped, and `latentsweep catalog repair` moves it out of the way"
 
 
-def _write_aside(content: pa.Buffer, folder: Path, name: str) -> None:
+def _write_aside(content: Sequence[bytes], folder: Path, name: str) -> None:
     """Write under a hidden name, fsync, rename, fsync the folder: a reader never sees half a file."""
     aside = folder / f".{name}.tmp"
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         aside.rename(folder / name)
