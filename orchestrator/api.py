@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+from PIL import Image
 from rich.console import Console
 
 from orchestrator import studies as studies_module
@@ -263,7 +264,7 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
     pinned, tables = named_folder(study, root).pinned(), Tables(root)
     past = past_trials(tables, study)
     if not past and pinned is None:
-        known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
+        known = sorted(tables.counts("trials", "study"))
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
     return _results(study, past, pinned, tables)
@@ -368,13 +369,27 @@ def write_contact_sheet(
     """Draw a study's contact sheet into its folder; None where there is no picture yet. Raises InputError."""
     if not any(trial.images for trial in found.trials):
         return None
-    from workers.png import decode_png
-
     tables, folder = Tables(root), StudyFolder(root, found.study)
-    sheet = contact_sheet(found, lambda image_id: decode_png(tables.png(image_id)), x, y)
+    sheet = contact_sheet(found, partial(_stored_picture, tables), x, y)
     folder.path.mkdir(parents=True, exist_ok=True)
     sheet.save(folder.contact_sheet)
     return folder.contact_sheet
+
+
+def _stored_picture(tables: Tables, image_id: str) -> Image.Image:
+    """A picture of the catalog; a grey one, named in the log, in place of one that is damaged."""
+    from workers.png import decode_png
+
+    stored = tables.png(image_id)
+    try:
+        return decode_png(stored)
+    except (OSError, ValueError, SyntaxError):
+        log.warning(
+            "the picture %s is damaged; `latentsweep catalog repair` puts it aside, and `latentsweep run` makes "
+            "it again",
+            image_id,
+        )
+        return Image.new("RGB", (64, 64), "grey")
 
 
 def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:

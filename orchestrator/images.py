@@ -72,8 +72,7 @@ def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], 
     if len(ids) != 1:
         problem = f"{len(ids)} images begin with it; give more digits" if ids else f"{root} holds none"
         raise InputError(f"image {image_id}: {problem}")
-    uses = tables.read("trials", ["study"], pc.field("image_id") == ids[0])
-    studies = sorted(set(uses["study"].to_pylist()))
+    studies = sorted(tables.counts("trials", "study", pc.field("image_id") == ids[0]))
     for name in studies:
         folder = StudyFolder(root, name)
         pinned = folder.pinned()

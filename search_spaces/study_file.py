@@ -54,6 +54,9 @@ KEYWORDS: Mapping[str, _Keyword] = {
 }
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""A study's name, which is that of its folder too."""
+
 MOST_POINTS = 100_000
 """Of one axis: a range with more is a mistake, or wants no step at all."""
 
@@ -447,9 +450,7 @@ class EngineSpec(_Section):
 class StudySpec(_Section):
     """Everything about one sweep, as the study file says it."""
 
-    study: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the study and of its folder"
-    )
+    study: str = Field(pattern=NAME, description="name of the study and of its folder")
     model: str = Field(
         min_length=1,
         description="a registry name, a hub id with an optional @revision, or a local folder",

@@ -593,3 +593,29 @@ def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) ->
     assert set(scores.groupby("image_id")["scorer"].nunique()) == {2}
     assert 1 <= len(front(result.results)) <= 5
     assert api.run(path, root).was_complete
+
+
+@pytest.mark.parametrize(("form", "suffix", "difference"), [("webp", ".webp", 1), ("jpeg", ".jpg", 80)])
+def test_pictures_in_another_format(
+    form: str, suffix: str, difference: int, tmp_path: Path, local_ray: None
+) -> None:
+    """Stored, scored, shown, exported and drawn again as what the study file asks for."""
+    text = STUDY.replace("seeds: 2", f"seeds: 1\nimage_format: {form}")
+    text = text.replace("[2, 4]", "[2]").replace("[0.5, 1, 5]", "[5]").replace("[0.3, 1.0]", "[1.0]")
+    root = str(tmp_path / "runs")
+    result = api.run(study_file(tmp_path, text), root)
+    assert result.exit_code == 0
+    assert result.contact_sheet is not None
+    rows = api.frame("dragon", root).to_pylist()
+    assert len(rows) == 3
+    for row in rows:
+        picture = Image.open(io.BytesIO(row["image"]["bytes"]))
+        assert picture.format == form.upper()
+        assert row["image"]["path"] == row["image_id"] + suffix
+    shown = api.show(rows[0]["image_id"], root)
+    assert (shown.png, shown.name) == (rows[0]["image"]["bytes"], rows[0]["image"]["path"])
+    api.export("dragon", "folder", str(tmp_path / "pictures"), root)
+    stored = {path.name for path in (tmp_path / "pictures").iterdir() if path.suffix != ".json"}
+    assert stored == {row["image"]["path"] for row in rows}
+    assert api.reproduce(rows[0]["image_id"], root).largest <= difference
+    assert api.check(root).is_well

@@ -1,7 +1,12 @@
+import json
+import random
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import search_spaces.study
 from search_spaces.errors import InputError
@@ -19,6 +24,7 @@ from tests.search_spaces.examples import (
     SDXL,
     TEXT_TO_IMAGE,
     UNKNOWN,
+    law,
     model,
 )
 
@@ -564,3 +570,64 @@ def test_a_rule_for_what_a_condition_never_lets_be_leaves_out_nothing() -> None:
     space = "{strength: [0.5, 1], guidance_scale: {values: [2, 3], when: {strength: 1}}}"
     rules = "[{strength: 0.5, guidance_scale: 2}, {strength: 1, guidance_scale: 2}]"
     assert idle_exclusions(study(space, rest=f"exclude: {rules}")) == [0]
+
+
+ONE = Instance(0, "a picture", "a picture", 7)
+FAMILIES = st.sampled_from([INPAINTING, TEXT_TO_IMAGE, SDXL, EMBEDDED, UNKNOWN])
+SETTINGS = st.fixed_dictionaries(
+    {
+        "guidance_scale": st.sampled_from([0, 0.5, 1, 1.0, 1.5, 7, 7.0, 7.5]),
+        "negative_prompt": st.sampled_from([None, "", "cartoon"]),
+        "num_inference_steps": st.sampled_from([10, 30]),
+    },
+    optional={"strength": st.sampled_from([0.5, 0.51, 1, 1.0]), "eta": st.sampled_from([0, 0.0, 0.5])},
+)
+
+
+def drawn(settings: Settings, model: ModelDescription, instance: Instance = ONE) -> str:
+    return study(space="{guidance_scale: [5, 6]}", model=model).request(settings, instance).image_id
+
+
+@law
+@given(SETTINGS, FAMILIES, st.randoms(use_true_random=False))
+def test_an_image_id_knows_no_order_of_keys_and_no_form_of_a_number(
+    settings: dict[str, Any], family: ModelDescription, chance: random.Random
+) -> None:
+    def told_otherwise(name: str) -> Any:
+        value = settings[name]
+        if name not in (
+            "guidance_scale",
+            "strength",
+            "eta",
+        ):  # a study file makes whole numbers of the others
+            return value
+        return float(value) if isinstance(value, int) else int(value) if value.is_integer() else value
+
+    names = sorted(settings, key=lambda _: chance.random())
+    assert drawn({name: told_otherwise(name) for name in names}, family) == drawn(settings, family)
+
+
+@law
+@given(SETTINGS, SETTINGS, FAMILIES)
+def test_two_settings_share_an_image_id_exactly_where_they_are_one_candidate(
+    one: dict[str, Any], other: dict[str, Any], family: ModelDescription
+) -> None:
+    judge = study(space="{guidance_scale: [5, 6]}", model=family).judge
+    same = judge.candidate(one) == judge.candidate(other)
+    assert (drawn(one, family) == drawn(other, family)) is same
+
+
+@law
+@given(st.text("aeéèñüÅﬁ가한①\u0301\u0308 ", min_size=1), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_normal_forms_of_a_prompt_are_kept_apart_from_the_study_file_on(text: str, form: str) -> None:
+    """A tokenizer reads them as different texts, so they draw different pictures."""
+    other = unicodedata.normalize(form, text)  # type: ignore[arg-type]
+    assume(text.strip() and other.strip() and other != text)
+    ids = set()
+    for prompt in (text, other):
+        inputs = f"inputs: [{{prompt: {json.dumps(prompt)}}}]"
+        read = parse(f"study: s\nmodel: toyworld\n{inputs}\nspace: {{eta: [0, 1]}}\n", "study.yaml")
+        assert read.inputs[0].prompt == prompt
+        ids.add(drawn({}, TEXT_TO_IMAGE, Instance(0, prompt, prompt, 7)))
+        ids.add(drawn({"guidance_scale": 7.5, "negative_prompt": prompt}, TEXT_TO_IMAGE))
+    assert len(ids) == 4
