@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking import TrackedImage, TrackedTrial
+from orchestrator.tracking import TrackedTrial
 from orchestrator.tracking.comet.archive import CometOfflineTracker
 from orchestrator.tracking.comet.stream import CometStream
 from orchestrator.tracking.comet.sync import Status, sync_in_child
@@ -211,13 +213,36 @@ def test_a_killed_child_is_one_warning_and_a_sync_completes_it(
     expect_each_once(recorder)
 
 
+PARENT = """
+import sys, time
+from pathlib import Path
+from tests.orchestrator.tracking.comet.test_stream import Run
+run = Run(Path(sys.argv[1])).started().images(0, 10)
+print(run.tracker.pid, flush=True)
+time.sleep(100)
+"""
+
+
 @pytest.mark.faults
-def test_the_child_goes_with_its_parent(recorder: CometRecorder, tmp_path: Path) -> None:
-    run = Run(tmp_path).started()
-    os.close(os.dup(run.tracker._child._pipe))
-    assert run.tracker._child._process.stdin is not None
-    run.tracker._child._process.stdin.close()  # as the system does when the parent dies
-    assert run.tracker._child._process.wait(10) == 3
+def test_everything_killed_at_once_leaves_no_process_and_a_sync_completes_it(
+    recorder: CometRecorder, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    status = sync_in_child(partial(a_study, IMAGES), tmp_path / "comet", tmp_path / "comet.log")
+    assert status.sent == IMAGES
+    expect_each_once(recorder)
 
 
 @pytest.mark.faults
@@ -228,7 +253,3 @@ def test_an_experiment_that_is_full_is_told(recorder: CometRecorder, tmp_path: P
     assert f"15 of {IMAGES} images are in http" in line
     assert "refused" in line
     assert "the limit of images is reached" in line
-
-
-def test_records_are_told_to_the_recorders_contract() -> None:
-    assert isinstance(a_record(0), TrackedImage)

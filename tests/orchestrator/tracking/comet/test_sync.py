@@ -197,7 +197,10 @@ class TestChosen:
         records = [
             replace(a_record(n), scores={"clip_score": float(v)}) for n, v in enumerate([3, 5, 9, 7, 1, 1])
         ]
-        ids = lambda rule: [image.image_id for image in chosen(records, rule, "clip_score")]  # noqa: E731
+
+        def ids(rule: str | int) -> list[str]:
+            return [image.image_id for image in chosen(records, rule, "clip_score")]
+
         assert ids("all") == [f"id{n}" for n in range(6)]
         assert ids("best_per_trial") == ["id1", "id2", "id4"]
         assert ids(3) == ["id1", "id2", "id3"]
