@@ -190,7 +190,7 @@ def stream_task(
     tell: Tell, inbox: Inbox, source: Source, score: str, scratch: Path, may_be_offline: bool
 ) -> dict[str, Any] | None:
     """The child's task: send what is offered, then make the rest agree; None where it stays offline."""
-    os.nice(5)  # the sweep comes first
+    os.nice(19)  # where all cores draw, the sweep comes first, and the closing sync sends what is left
     pace, content = Pace(), source()
     remote: Experiment | None = None
     try:
