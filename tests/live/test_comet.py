@@ -32,7 +32,8 @@ import json, sys, comet_ml.api
 found = comet_ml.api.API(cache=False).get_experiment_by_key(sys.argv[1])
 assets = [[a["fileName"], a["step"], a["metadata"]] for a in found.get_asset_list("image")]
 metrics = [[m["metricName"], m["step"]] for m in found.get_metrics()]
-print(json.dumps({"images": assets, "metrics": metrics, "files": [a["fileName"] for a in found.get_asset_list("all")]}))
+files = [a["fileName"] for a in found.get_asset_list("all")]
+print(json.dumps({"images": assets, "metrics": metrics, "files": files}))
 """
 
 DELETE = "import sys, comet_ml.api; comet_ml.api.API().delete_experiment(sys.argv[1])"

@@ -282,6 +282,25 @@ def test_a_finished_study_goes_on_online_and_has_everything_in_comet(
     assert f"({len(rows)} images)" in line
 
 
+@pytest.mark.parametrize(("rule", "count"), [("best_per_trial", CANDIDATES), ({"top_k": 3}, 3)])
+def test_thinned_images_are_the_best(
+    finished: Finished, tmp_path: Path, rule: str | dict[str, int], count: int
+) -> None:
+    _, root, _ = finished
+    shutil.copytree(root, tmp_path / "runs")
+    pinned = tmp_path / "runs/studies/dragon/study.json"
+    study = json.loads(pinned.read_text(encoding="utf-8"))
+    study["comet"]["images"] = rule
+    pinned.write_text(json.dumps(study), encoding="utf-8")
+    content = wiring.comet_content(str(tmp_path / "runs"), "dragon")
+    sent = {image.image_id: image for image in content.images()}
+    assert len(sent) == count
+    rows = api.frame("dragon", root, pictures=False).to_pandas()
+    best = rows.nlargest(3, "value") if count == 3 else rows.loc[rows.groupby("trial")["value"].idxmax()]
+    assert set(best["image_id"]) == set(sent)
+    assert dict(content.pictures(set(sent))).keys() == sent.keys()
+
+
 def test_online_without_a_key_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
