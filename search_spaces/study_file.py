@@ -420,6 +420,21 @@ class BudgetSpec(_Section):
         return any(limit is not None for limit in self.model_dump(exclude={"trials"}).values())
 
 
+class TopImages(_Section):
+    """So many images with the highest score."""
+
+    top_k: int = Field(ge=1, le=1_000_000)
+
+
+def _parse_images(raw: object) -> object:
+    """Which images go to Comet. Raises ValueError for what is neither of the three forms."""
+    many = raw.get("top_k") if isinstance(raw, Mapping) and len(raw) == 1 else None
+    counted = isinstance(many, int) and not isinstance(many, bool) and 1 <= many <= 1_000_000
+    if raw in ("all", "best_per_trial") or counted or isinstance(raw, TopImages):
+        return raw
+    raise ValueError(f"comet.images: {shown(raw)} is neither all, best_per_trial nor {{top_k: N}}")
+
+
 class CometSpec(_Section):
     """Where the pictures go to be looked at."""
 
@@ -427,9 +442,15 @@ class CometSpec(_Section):
     project: str | None = Field(None, description="the study's name by default")
     name: str | None = Field(None, description="the experiment's name; the study's by default")
     tags: list[str] = Field([], description="of the experiment")
-    mode: Literal["offline", "off"] = Field(
-        "offline", description="offline builds an archive for `comet upload`"
+    mode: Literal["auto", "online", "offline", "off"] = Field(
+        "auto",
+        description="online streams images as they are made; offline builds an archive for `comet upload` at the "
+        "end; auto is online where an API key is found and the server answers",
     )
+    images: Annotated[Literal["all", "best_per_trial"] | TopImages, BeforeValidator(_parse_images)] = Field(
+        "all", description="which images are sent: all, the best of each trial, or {top_k: N} of the study"
+    )
+    log_code: bool = Field(False, description="send the git commit and patch and facts on the machine too")
 
 
 class EngineSpec(_Section):

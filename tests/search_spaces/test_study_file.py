@@ -124,7 +124,7 @@ def test_what_is_left_out_has_a_default() -> None:
     assert spec.seed_list == (0, 1, 2, 3)
     assert (spec.search.strategy, spec.search.trials, spec.search.seed) == ("grid", None, 0)
     assert (spec.objective, spec.clip_model, spec.dtype, spec.task) == ("clip_score", None, "auto", None)
-    assert (spec.comet.mode, spec.comet.project, spec.settings) == ("offline", None, {})
+    assert (spec.comet.mode, spec.comet.project, spec.settings) == ("auto", None, {})
 
 
 def test_the_bundled_example_is_a_study_file() -> None:
@@ -336,7 +336,11 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ("objective", None, ["objective: unknown objective None", "known are clip_score"]),
         ("task", "inpaint", ["task: unknown task 'inpaint'", "did you mean 'inpainting'?"]),
         ("dtype", "half", ["dtype: unknown dtype 'half'", "known are auto"]),
-        ("comet.mode", "online", ["comet.mode: unknown mode 'online'", "offline"]),
+        ("comet.mode", "onlin", ["comet.mode: unknown mode 'onlin'", "did you mean 'online'?"]),
+        ("comet.images", "best", ["comet.images: 'best' is neither all, best_per_trial nor {top_k: N}"]),
+        ("comet.images", {"top_k": 0}, ["comet.images: {'top_k': 0} is neither all"]),
+        ("comet.images", {"top": 3}, ["comet.images: {'top': 3} is neither all"]),
+        ("comet.log_code", "perhaps", ["comet.log_code: 'perhaps'"]),
         ("settings.guidance_scale", 3, ["guidance_scale stands under both 'settings' and 'space'"]),
         ("space.prompt", ["a", "b"], None),
         ("study", "../elsewhere", ["study: '../elsewhere'", "letters, digits"]),
@@ -609,7 +613,7 @@ likely_studies = st.fixed_dictionaries(
         "settings": likely_settings,
         "seeds": st.sampled_from([1, 5, [7], [1, 2**62]]),
         "search": st.sampled_from([{"strategy": "tpe", "trials": 3}, {"strategy": "grid", "seed": 2}]),
-        "comet": st.sampled_from([{"mode": "off"}, {"tags": []}, {"name": None}]),
+        "comet": st.sampled_from([{"mode": "off"}, {"tags": []}, {"images": {"top_k": 5}}]),
         "task": st.sampled_from([None, "inpainting"]),
     },
 )
@@ -699,7 +703,9 @@ def test_the_schema_takes_the_example() -> None:
         ("objective", "beauty"),
         ("task", "inpaint"),
         ("seeds", "many"),
-        ("comet.mode", "online"),
+        ("comet.mode", "on"),
+        ("comet.images", "some"),
+        ("comet.images", {"top_k": 0}),
     ],
 )
 def test_the_schema_refuses(path: str, value: object) -> None:
