@@ -125,7 +125,7 @@ def run(
         if not quiet:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    from orchestrator.ray_pool import cluster_gpus, ray_session
+    from orchestrator.ray_session import cluster_gpus, ray_session
 
     key_problem = api_key_problem(os.environ)
     if key_problem:
@@ -451,7 +451,7 @@ def score(
     `scorer` is named as `clip_model` in a study file, by default the study's own. A study that names it, with that
     text as `score_text`, finds the scores in the catalog. Raises InputError.
     """
-    from orchestrator.ray_pool import ray_session
+    from orchestrator.ray_session import ray_session
     from orchestrator.rescoring import rescore
     from workers.pipelines.loading import describe_clip
 

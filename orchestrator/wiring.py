@@ -537,7 +537,7 @@ class Crew:
 
 def crew(study: Study, workers: int | None, gpus: int, batch: int) -> Crew:
     """The workers for a study: one per GPU; without GPUs, as many as the cores carry; or as many as asked."""
-    from orchestrator.ray_pool import cores
+    from orchestrator.ray_session import cores
 
     if gpus:
         return Crew(workers or gpus, "GPU", 1, batch)
@@ -566,7 +566,8 @@ def make_pool(
     resolved: Resolved, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
 ) -> "RayPool":
     """The Ray pool of a crew; it connects and starts with the first request."""
-    from orchestrator.ray_pool import RayPool, cores
+    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray_session import cores
 
     inputs = {name: encode_png(image) for name, image in resolved.images.items()}
     setup = WorkerSetup(resolved.study, inputs, crew.batch, crew.threads)
@@ -581,7 +582,8 @@ def make_scoring_pool(
     study: Study, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
 ) -> "RayPool":
     """A Ray pool whose workers only score, by the study's scorer."""
-    from orchestrator.ray_pool import RayPool, cores
+    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray_session import cores
 
     setup, gpu = WorkerSetup(study, {}, crew.batch, crew.threads), crew.kind == "GPU"
     share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads

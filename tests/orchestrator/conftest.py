@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.ray_pool import ray_session
+from orchestrator.ray_session import ray_session
 
 
 @pytest.fixture(scope="session")
