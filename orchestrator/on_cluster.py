@@ -14,7 +14,7 @@ from typing import Any
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the head's versions, then run `run …` or `parcel STUDY ROOT`; the exit code, 2 for what does not agree."""
+    """Check the head's versions, then run `run …` or `parcel STUDY ROOT`; its exit code, 2 where these differ."""
     here = Path(__file__).parents[1]
     problem = disagreement(json.loads((here / "versions.json").read_text(encoding="utf-8")))
     if problem is not None:
@@ -40,7 +40,10 @@ def disagreement(wanted: dict[str, Any]) -> str | None:
     python = ".".join(platform.python_version_tuple()[:2])
     advice = "install constraints.txt there, as cluster.yaml does"
     if python != wanted["python"]:
-        return f"the cluster's python3 ({sys.executable}) is Python {python} and the sender's {wanted['python']}; {advice}"
+        ours = wanted["python"]
+        return (
+            f"the cluster's python3 ({sys.executable}) is Python {python} and the sender's {ours}; {advice}"
+        )
     for package, version in wanted["packages"].items():
         try:
             found = metadata.version(package)

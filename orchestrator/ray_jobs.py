@@ -5,12 +5,14 @@ token goes into a header; nothing of this machine's environment goes anywhere.
 """
 
 import asyncio
+import logging
 import os
+import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,15 @@ POLL_SECONDS = 1.0
 
 STUDY, ROOT = "latentsweep_study", "latentsweep_root"
 """Keys of a job's metadata."""
+
+
+for _name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)  # they set their own
+
+_OF_RAY = re.compile(
+    r"^(Running entrypoint for job .*|[-0-9]+ [0-9:,]+\t?\s*[A-Z]+ job_manager\.py.*)\n", re.M
+)
+"""Lines of a job's output that Ray wrote, not the job."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,8 @@ class JobServer:
             for job in self.jobs(shipment.study):
                 if job.root == root and not job.has_ended:
                     raise InputError(
-                        f"{shipment.study} is being run as job {job.id}; `latentsweep attach {shipment.study}` shows it"
+                        f"{shipment.study} is being run as job {job.id}; "
+                        f"`latentsweep attach {shipment.study}` shows it"
                     )
             given = [*arguments, *(["--insecure"] if self.insecure else [])]
             command = ["run", shipment.file, "--root", root, *given]
@@ -157,7 +169,7 @@ class JobServer:
             count += len(text)
             new = text[max(0, seen - (count - len(text))) :]
             if new:
-                write(new)
+                write(_OF_RAY.sub("", new))
                 seen = count
         return max(seen, count)
 
@@ -195,13 +207,14 @@ class JobServer:
             name = f"latentsweep-fetch-{study}-{secrets.token_hex(3)}"
             self._start(name, ["parcel", study, root], folder, {})
             try:
-                read_parcel(self._lines(name), parcel)
+                with closing(self._lines(name)) as lines:
+                    read_parcel(lines, parcel)
             finally:
                 self._forget(name)
             parcel.seek(0)
             return unpack(parcel, study, into)
 
-    def _lines(self, name: str) -> Iterator[str]:
+    def _lines(self, name: str) -> Generator[str]:
         """A job's output in lines, to its end."""
         loop = asyncio.new_event_loop()
         texts, rest = self._client.tail_job_logs(name), ""
@@ -220,7 +233,7 @@ class JobServer:
                 f"{self.address}: the connection broke ({_first_line(error)}); fetch again"
             ) from None
         finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(texts.aclose())
             loop.close()
 
     def _forget(self, name: str) -> None:

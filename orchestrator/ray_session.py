@@ -20,7 +20,7 @@ from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import services
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import compute_version_info
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
 
 from search_spaces.errors import InputError
@@ -154,7 +154,7 @@ def refuse_open(source: str, insecure: bool) -> None:
 
 
 def own_token() -> str:
-    """This machine's Ray token, from where Ray looks for it; empty where there is none. Raises InputError."""
+    """The Ray token of this machine, from where Ray looks for it; empty where there is none. Raises InputError."""
     loader = AuthenticationTokenLoader.instance()
     loader.reset_cache()
     try:

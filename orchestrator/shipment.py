@@ -137,8 +137,8 @@ def _check_size(path: Path, folder: Path) -> None:
     inputs = {file: size for file, size in sizes.items() if file.is_relative_to(folder / STUDY_FOLDER)}
     largest = max(inputs, key=lambda file: inputs[file])
     raise InputError(
-        f"{path}: its files and the code are {total / 1e6:,.0f} MB together, more than the {MOST_BYTES / 1e6:,.0f} MB "
-        f"that are sent; the largest is {largest.relative_to(folder / STUDY_FOLDER)} with {inputs[largest] / 1e6:,.0f} MB"
+        f"{path}: its files and the code are {total / 1e6:,.0f} MB, more than the {MOST_BYTES / 1e6:,.0f} MB that "
+        f"are sent; the largest is {largest.relative_to(folder / STUDY_FOLDER)} with {inputs[largest] / 1e6:,.0f} MB"
     )
 
 

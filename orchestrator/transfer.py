@@ -106,8 +106,9 @@ def rows_of(tables: Tables, study: str) -> Iterator[tuple[str, pa.Table]]:
 
 
 def read_parcel(lines: Iterable[str], to: BinaryIO) -> list[str]:
-    """Write the tar file that lines of text hold; lines that are none of it. Raises InputError where it is not whole."""
-    digest, length, others = hashlib.sha256(), 0, []
+    """Write the tar file that lines of text hold; the other lines. Raises InputError where it is not whole."""
+    digest, length = hashlib.sha256(), 0
+    others: list[str] = []
     for line in lines:
         if line.startswith(DATA):
             content = base64.b64decode(line[len(DATA) :])

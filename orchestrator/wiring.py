@@ -80,7 +80,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     spec = study_file.load(path)
     if local_root(root).exists() and not local_root(root).is_dir():
         raise InputError(f"--root {root} is a file; name a folder")
-    inputs, images = _read_inputs(spec, path)
+    inputs, images = read_inputs(spec, path)
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
     if spec.dtype != "auto":
@@ -203,7 +203,8 @@ def _check_scheduler_options(study: Study, path: Path) -> None:
             raise InputError(f"{path}: {error}") from None
 
 
-def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
+def read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
+    """A study file's inputs, and their images and masks by pixel hash. Raises InputError."""
     inputs: list[PinnedInput] = []
     images: dict[str, Image.Image] = {}
     for number, item in enumerate(spec.inputs):
