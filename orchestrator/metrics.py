@@ -4,6 +4,7 @@ Not by Ray's own metrics, whose ports are open on all networks. What is counted 
 loop, pool and catalog know nothing of it.
 """
 
+import math
 import time
 from collections.abc import Collection, Sequence
 from types import TracebackType
@@ -43,13 +44,17 @@ class Metrics:
         self.unwritten = self._gauge(
             "catalog_lag_images", "Images that are finished and not yet acknowledged"
         )
+        self.unwritten.set(0)
         self.write_seconds = self._counter("catalog_write_seconds", "Seconds spent waiting for the catalog")
         self.tracked = self._counter("tracker_images", "Images handed to the tracker")
         self.untracked = self._gauge("tracker_lag_images", "Scored images not yet handed to the tracker")
+        self.untracked.set(0)
 
     def _gauge(self, name: str, meaning: str) -> Gauge:
         family = Gauge(f"latentsweep_{name}", meaning, ["study"], registry=self.registry)
-        return family.labels(self._study)
+        gauge = family.labels(self._study)
+        gauge.set(math.nan)  # nothing is known yet
+        return gauge
 
     def _counter(self, name: str, meaning: str) -> Counter:
         family = Counter(f"latentsweep_{name}", meaning, ["study"], registry=self.registry)
@@ -84,8 +89,9 @@ class Metrics:
         if progress.total is not None:
             self.total.set(progress.total)
         self.generated.set(progress.generated)
-        self.rate.set(self._speed.update(progress.generated) or 0.0)
-        self.rows.set(progress.rows_per_second or 0.0)
+        rate = self._speed.update(progress.generated)
+        self.rate.set(math.nan if rate is None else rate)
+        self.rows.set(math.nan if progress.rows_per_second is None else progress.rows_per_second)
         self.infeasible.set(progress.infeasible)
         self.lost.set(progress.lost)
         if progress.best_score is not None:

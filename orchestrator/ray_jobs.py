@@ -42,7 +42,11 @@ STUDY, ROOT = "latentsweep_study", "latentsweep_root"
 """Keys of a job's metadata."""
 
 
-for _name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+for _name in (
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env.packaging",
+):
     logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)  # they set their own
 
 _OF_RAY = re.compile(

@@ -96,8 +96,8 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     )  # seconds of imports: after the cheap checks
 
     try:
-        model = describe(spec.model, spec.task, dtype, path.parent)
-        scorer = describe_clip(spec.clip_model, spec.model, path.parent)
+        model = describe(spec.model, spec.task, dtype, path.parent, trust=spec.trust)
+        scorer = describe_clip(spec.clip_model, spec.model, path.parent, spec.trust)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     _check_inputs_suit(spec, model, path)
@@ -416,17 +416,19 @@ def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
     """The scorer that a description names. Raises InputError where it cannot be loaded."""
     from safetensors import SafetensorError
 
-    from workers.pipelines.loading import local_folder
+    from workers.pipelines.loading import local_folder, safetensors_only, trust_hint
     from workers.scoring.clip import ClipScorer
 
-    folder = local_folder(scorer.location)
+    folder, safe = local_folder(scorer.location), safetensors_only(scorer.trust)
     try:
         if folder is not None:
-            return ClipScorer(folder, device)
-        return ClipScorer(scorer.location, device, scorer.revision)
+            return ClipScorer(folder, device, use_safetensors=safe)
+        return ClipScorer(scorer.location, device, scorer.revision, safe)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"clip_model: {scorer.model} cannot be loaded: {first_line}") from error
+        raise InputError(
+            f"clip_model: {scorer.model} cannot be loaded: {first_line}{trust_hint(error, scorer.trust)}"
+        ) from error
 
 
 class _DrawsNothing:
