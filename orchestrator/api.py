@@ -153,6 +153,9 @@ def run(
             return cluster_gpus()
 
         resolved = wiring.resolve(Path(study_file), root, gpus)
+        wiring.check_writable(root)
+        if clustered and not gpus():
+            wiring.check_gpu(resolved.study, Path(study_file), address or os.environ["RAY_ADDRESS"])
         folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)

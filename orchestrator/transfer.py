@@ -139,7 +139,12 @@ def unpack(parcel: BinaryIO, study: str, root: str) -> tuple[Path, int]:
     images = 0
     with tempfile.TemporaryDirectory() as scratch:
         with tarfile.open(fileobj=parcel) as tar:
-            tar.extractall(scratch, filter="data")  # which refuses whatever would leave the folder
+            try:
+                tar.extractall(scratch, filter="data")
+            except tarfile.FilterError as error:
+                raise InputError(
+                    f"what arrived would leave its folder and was not unpacked: {error}"
+                ) from None
         sent = StudyFolder(scratch, study)
         _check_same(sent, folder, root)
         for path in sorted((Path(scratch) / "rows").glob("*.arrow")):

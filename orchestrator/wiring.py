@@ -1,11 +1,12 @@
 """Names in a study file → objects: the only module that knows every implementation."""
 
+import errno
 import json
 import os
 import secrets
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, product
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
+from pyarrow.fs import LocalFileSystem
 
 from orchestrator.catalog.parquet import holds_another, past_trials
-from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.patient import reason
+from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.plan import admitted, calls_of, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
@@ -122,6 +125,41 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     _check_race(study, path)
     warnings = (*_stretched(study, images), *_short_of_time(study, root))
     return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
+
+
+def check_writable(root: str) -> None:
+    """See that a root can be written, before anything is loaded. Raises InputError, OSError where a store is down."""
+    filesystem, base = open_root(root)
+    place = f"{base.rstrip('/')}/.writable"
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            Path(base).mkdir(parents=True, exist_ok=True)
+        with filesystem.open_output_stream(place) as probe:
+            probe.write(b"")
+        with suppress(OSError):  # a store may let one write and not delete
+            filesystem.delete_file(place)
+    except OSError as error:
+        if isinstance(filesystem, LocalFileSystem) and error.errno != errno.ENOSPC:
+            raise InputError(
+                f"--root {root} cannot be written: {reason(error)}; name a folder that can"
+            ) from None
+        if "ACCESS_DENIED" in str(error) or isinstance(error, PermissionError):
+            raise InputError(f"--root {root}: these credentials may not write there") from None
+        raise
+
+
+def check_gpu(study: Study, path: Path, cluster: str) -> None:
+    """Raise InputError where a study needs a GPU; to be asked of a cluster that has none and may start none."""
+    needs = None
+    if study.model.dtype == "float16":
+        needs = "dtype: float16, which the study was begun with or asks for,"
+    elif study.engine.offload != "none":
+        needs = f"engine.offload: {study.engine.offload}"
+    if needs is not None:
+        raise InputError(
+            f"{path}: {needs} needs a GPU and the cluster at {cluster} has none; add a machine with one, or give the "
+            "study another name and dtype: float32 without offload"
+        )
 
 
 def _first_cost(study: Study) -> tuple[Settings, int] | None:
@@ -427,7 +465,7 @@ def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"clip_model: {scorer.model} cannot be loaded: {first_line}{trust_hint(error, scorer.trust)}"
+            f"clip_model: {scorer.model} cannot be loaded: {first_line.rstrip('.')}{trust_hint(error, scorer.trust)}"
         ) from error
 
 

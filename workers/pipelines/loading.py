@@ -197,7 +197,7 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"model: {model.name} cannot be loaded: {_first_line(error)}{trust_hint(error, model.trust)}"
+            f"model: {model.name} cannot be loaded: {_first_line(error).rstrip('.')}{trust_hint(error, model.trust)}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     if device == "cpu":
@@ -212,6 +212,7 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
     if offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
         return pipeline
+    _refuse_too_large(_gigabytes(pipeline), torch.cuda.get_device_properties(device), model)
     try:
         pipeline.to(device)
     except torch.OutOfMemoryError:
@@ -223,6 +224,16 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
         if hasattr(pipeline, part):
             getattr(pipeline, part).to(memory_format=torch.channels_last)
     return pipeline
+
+
+def _refuse_too_large(gigabytes: float, gpu: Any, model: ModelDescription) -> None:
+    """Raise InputError, naming both sizes, where a GPU's whole memory does not hold the weights."""
+    memory = gpu.total_memory / 1e9
+    if gigabytes > memory:
+        raise InputError(
+            f"model: {model.name} takes {gigabytes:.1f} GB in {model.dtype} and a worker's GPU ({gpu.name}) has "
+            f"{memory:.1f} GB; engine: {{offload: model}} may fit, or use larger GPUs"
+        )
 
 
 def safetensors_only(trust: Sequence[Trust]) -> bool | None:

@@ -121,6 +121,7 @@ class TestDescribe:
             "size_multiple": 8,
             "guidance_embedded": False,
             "diffusers": diffusers.__version__,
+            "trust": (),
         }
         assert toyworld.identity.startswith("sha256:")
         assert toyworld.family.strength_cuts_steps
