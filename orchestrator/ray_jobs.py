@@ -38,6 +38,9 @@ STOP_SECONDS = 600
 
 POLL_SECONDS = 1.0
 
+READY_SECONDS = 60.0
+"""That a head may take from listening to taking jobs."""
+
 STUDY, ROOT = "latentsweep_study", "latentsweep_root"
 """Keys of a job's metadata."""
 
@@ -107,19 +110,26 @@ class JobServer:
             return self.job(self._start(name, command, folder, metadata))
 
     def _start(self, name: str, command: Sequence[str], folder: str, metadata: Mapping[str, str]) -> str:
-        try:
-            started = self._client.submit_job(
-                entrypoint=entrypoint(command),
-                submission_id=name,
-                runtime_env={
-                    "working_dir": folder,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
-                },
-                metadata=dict(metadata),
-            )
-        except (RuntimeError, ValueError, requests.RequestException) as error:
-            raise InputError(f"{self.address}: the job was not taken ({_first_line(error)})") from None
-        return str(started)
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                started = self._client.submit_job(
+                    entrypoint=entrypoint(command),
+                    submission_id=name,
+                    runtime_env={
+                        "working_dir": folder,
+                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+                    },
+                    metadata=dict(metadata),
+                )
+            except (RuntimeError, ValueError, requests.RequestException) as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise InputError(
+                        f"{self.address}: the job was not taken ({_first_line(error)})"
+                    ) from None
+                time.sleep(POLL_SECONDS)
+            else:
+                return str(started)
 
     def job(self, name: str) -> Job:
         """A job by its id. Raises InputError where there is none."""

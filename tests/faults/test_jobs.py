@@ -1,4 +1,4 @@
-"""A real Ray head with token and job server on loopback: studies are submitted to it, stopped, fetched, and run there.
+"""A real Ray head with token and job server on loopback: studies are submitted, stopped, fetched, and run there.
 
 The `laptop` has a home and a working folder of its own, and shares nothing with the head but the token.
 """
@@ -105,7 +105,7 @@ def cluster() -> Iterator[Cluster]:
     base = Path(
         tempfile.mkdtemp(prefix="ls-", dir="/tmp")
     )  # short: sockets' paths have 107 characters at most
-    gcs, jobs = free_ports(2)
+    gcs, jobs, agent = free_ports(3)
     made = Cluster(base / "head", base / "laptop", base / "r", f"127.0.0.1:{gcs}", f"http://127.0.0.1:{jobs}")
     for folder in (made.head_home / ".ray", made.laptop / "photos", made.temporary):
         folder.mkdir(parents=True)
@@ -113,6 +113,7 @@ def cluster() -> Iterator[Cluster]:
     for name in ("cat.png", "cat-mask.png"):
         shutil.copy(ROOT / "studies" / name, made.laptop / "photos")
     options = ["--head", "--block", f"--port={gcs}", f"--dashboard-port={jobs}", "--num-cpus=2"]
+    options.append(f"--dashboard-agent-listen-port={agent}")  # its default is taken where another Ray runs
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--dashboard-host=127.0.0.1"]
     environment = made.environment(made.head_home, RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")
     log = (base / "head.log").open("w")
@@ -159,8 +160,8 @@ def test_nothing_of_the_laptop_goes_along(cluster: Cluster) -> None:
 
 def test_a_stop_is_graceful_and_the_same_submit_goes_on(cluster: Cluster) -> None:
     study = cluster.study("long", 60, steps=50)
-    code, out, _ = cluster.run("submit", study, *cluster.at, "--workers", "1", "--detach")
-    assert code == 0
+    code, out, err = cluster.run("submit", study, *cluster.at, "--workers", "1", "--detach")
+    assert code == 0, err
     job = re.search(r"latentsweep-long-[0-9a-f]+", out)
     assert job is not None
     watching = cluster.start("attach", "long", *cluster.at)
