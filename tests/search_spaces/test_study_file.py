@@ -769,3 +769,11 @@ def test_races_have_one_objective(strategy: str) -> None:
         sentence = refusal(yaml.safe_dump({**document(), "search": search, **changes}))
         assert f"{strategy} races one objective" in sentence
         assert "use tpe or grid" in sentence
+
+
+def test_nothing_is_trusted_unless_named() -> None:
+    assert StudySpec.model_validate(document()).trust == []
+    spec = StudySpec.model_validate({**document(), "trust": ["pickles", "remote_code"]})
+    assert spec.trust == ["pickles", "remote_code"]
+    sentence = refusal(yaml.safe_dump({**document(), "trust": ["pickle"]}))
+    assert "trust[0]: unknown entry 'pickle'; did you mean 'pickles'" in sentence
