@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from PIL import Image
@@ -32,6 +33,7 @@ from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Health
 from orchestrator.display import watching
 from orchestrator.images import Reproduced, Shown, reproduce, show
+from orchestrator.metrics import MeasuredCatalog, MeasuredPool, MeasuredTracker, Metrics
 from orchestrator.plan import (
     Plan,
     gone_on_with,
@@ -56,11 +58,15 @@ from orchestrator.tracking import Guarded, Tracker
 from orchestrator.tracking.comet.content import CometError
 from orchestrator.tracking.comet.keys import api_key_problem
 from orchestrator.tracking.comet.sync import Status as CometStatus
+from search_spaces import study_file as study_files
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.models import PIXEL_SCORERS
 from search_spaces.requests import Failed, Scored, Settings, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
+
+if TYPE_CHECKING:
+    from orchestrator.ray_jobs import Job, JobServer
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +122,17 @@ def run(
     console: Console | None = None,
     quiet: bool = True,
     dashboard: str | bool = False,
+    insecure: bool = False,
+    metrics: int | None = None,
 ) -> RunResult:
     """Run a study, or go on with it: what the catalog has is not generated again.
 
     `address` is a Ray cluster's, by default RAY_ADDRESS or a local instance; `workers` the number of actors,
     by default one per GPU, or as many as the cores carry; `batch` the images per pipeline call; `retry_failed`
     tries lost images again; `dashboard` tells the study to an Optuna storage as it runs: one that it names, or
-    with True a journal in the study's folder. Raises InputError before anything is loaded for whatever is wrong.
+    with True a journal in the study's folder; `insecure` takes a cluster that asks for no token; `metrics` is
+    the port of this machine where the run's figures are served for Prometheus. Raises InputError before anything
+    is loaded for whatever is wrong.
     """
     console = console or Console()
 
@@ -130,14 +140,14 @@ def run(
         if not quiet:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    from orchestrator.ray_pool import cluster_gpus, ray_session
+    from orchestrator.ray_session import cluster_gpus, ray_session
 
     key_problem = api_key_problem(os.environ)
     if key_problem:
         say(key_problem)
     if isinstance(dashboard, str):
         wiring.check_storage(dashboard)
-    connect = partial(ray_session, address)
+    connect = partial(ray_session, address, insecure)
     clustered = bool(address or os.environ.get("RAY_ADDRESS"))
     with ExitStack() as session:
 
@@ -149,16 +159,22 @@ def run(
 
         resolved = wiring.resolve(Path(study_file), root, gpus)
         wiring.check_comet(resolved.study, Path(study_file))
+        wiring.check_writable(root)
+        if clustered and not gpus():
+            wiring.check_gpu(resolved.study, Path(study_file), address or os.environ["RAY_ADDRESS"])
         folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)
             board = wiring.make_dashboard(resolved.study, root, dashboard)
             crew = wiring.crew(resolved.study, workers, gpus(), batch)
             pool = wiring.make_pool(resolved, crew, connect)
+            figures = session.enter_context(Metrics(resolved.study.name, metrics)) if metrics else None
             for warning in resolved.warnings:
                 say(f"note: {warning}")
             say(f"{resolved.study.name}: {resolved.study.model.name} on {crew}; results in {folder.path}")
             log.info("run %s on %s", resolved.study.name, crew)
+            if figures is not None:
+                say(f"metrics: {figures.url}")
             if board is not None:
                 say(f"dashboard: {board.advice}")
                 board.start()
@@ -168,7 +184,7 @@ def run(
             try:
                 with watching(console, resolved.study.objective, quiet) as watch:
                     progress = _sweep(
-                        resolved.study, root, pool, tracker, retry_failed, watch, interrupted, say
+                        resolved.study, root, pool, tracker, retry_failed, watch, interrupted, say, figures
                     )
             finally:
                 pool.close()
@@ -190,6 +206,29 @@ def run(
             return RunResult(progress, found, folder.path, catalog, sheet, messages, interrupted())
 
 
+def job_server(address: str | None = None, insecure: bool = False) -> "JobServer":
+    """The job server at a URL, by default RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265: its jobs can be
+    followed, stopped and their results fetched. Raises InputError where it cannot be used.
+    """
+    from orchestrator.ray_jobs import JobServer
+
+    return JobServer(address, insecure)
+
+
+def submit(
+    server: "JobServer", study_file: str | Path, root: str | None = None, arguments: Sequence[str] = ()
+) -> "Job":
+    """Run a study file on a cluster, as a job that outlives this process.
+
+    `root` is an absolute folder on the cluster's head (default ~/runs) or an object store's prefix, `arguments` are
+    options of `latentsweep run`. Raises InputError for what is wrong with the study file or its inputs; the rest is
+    checked on the cluster.
+    """
+    path = Path(study_file)
+    wiring.read_inputs(study_files.load(path), path)
+    return server.submit(path, root, arguments)
+
+
 def _sweep(
     study: Study,
     root: str,
@@ -199,6 +238,7 @@ def _sweep(
     watch: Callable[[Progress], None],
     interrupted: Callable[[], bool],
     say: Callable[[str], None],
+    figures: Metrics | None,
 ) -> Progress:
     """Run the loop; what was done."""
     tables = Tables(root)
@@ -219,15 +259,21 @@ def _sweep(
 
     catalog = ParquetCatalog(tables, study)
     patient = Patient(catalog, tell, interrupted)
+
+    def shown(progress: Progress) -> None:
+        watch(progress)
+        if figures is not None:
+            figures.progress(progress)
+
     progress = sweep(
         study,
         strategy,
-        pool,
-        patient,
-        tracker,
+        MeasuredPool(pool, figures) if figures else pool,
+        MeasuredCatalog(patient, figures) if figures else patient,
+        MeasuredTracker(tracker, figures) if figures else tracker,
         there,
         total,
-        watch,
+        shown,
         interrupted,
         spent=folder.spent(),
         keep_spent=lambda spent: patient.persist(lambda: folder.keep_spent(spent)),
@@ -540,6 +586,7 @@ def score(
     address: str | None = None,
     workers: int | None = None,
     batch: int = wiring.DEFAULT_BATCH,
+    insecure: bool = False,
 ) -> Rescored:
     """Score a study's stored images again, by another CLIP or against another text; nothing is generated.
 
@@ -547,7 +594,7 @@ def score(
     which reads no text. A study that names it, with that text as `score_text`, finds the scores in the catalog.
     Images stored as jpeg differ a little from what was drawn, and so do their scores. Raises InputError.
     """
-    from orchestrator.ray_pool import ray_session
+    from orchestrator.ray_session import ray_session
     from orchestrator.rescoring import rescore
     from workers.pipelines.loading import describe_clip
 
@@ -573,7 +620,7 @@ def score(
         described = describe_clip(scorer, scorer, Path())
         pinned = pinned.model_copy(update={"scorer": described})
     crew = wiring.crew(pinned, workers, _local_gpus(), batch)
-    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address), inputs)
+    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address, insecure), inputs)
     with _interrupts() as interrupted:
         try:
             return rescore(Tables(root), pinned, pool, text, interrupted)
@@ -655,6 +702,7 @@ __all__ = [
     "diff",
     "export",
     "frame",
+    "job_server",
     "local_root",
     "plan",
     "removal",
@@ -666,6 +714,7 @@ __all__ = [
     "score",
     "show",
     "studies",
+    "submit",
     "write_contact_sheet",
     "write_report",
 ]

@@ -18,6 +18,7 @@ from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
     from orchestrator.api import CometStatus
+    from orchestrator.ray_jobs import Job, JobServer
     from search_spaces.estimates import Estimate
 
 EXIT_CODES = (
@@ -92,9 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--address", help="a Ray cluster's address; by default RAY_ADDRESS or this machine alone"
     )
-    run.add_argument("--workers", type=_count, help="actors; by default one per GPU, or one per core")
-    run.add_argument("--batch", type=_count, default=8, help="images per pipeline call (default 8)")
-    run.add_argument("--retry-failed", action="store_true", help="try images again that machines lost")
+    _add_run_options(run)
+    _add_insecure(run)
     run.add_argument(
         "--dashboard",
         nargs="?",
@@ -107,6 +107,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--quiet", action="store_true", help="print the report only")
     run.set_defaults(command=_run)
+
+    submit = commands.add_parser(
+        "submit", help="run a study on a cluster from afar, as a job of its job server", epilog=EXIT_CODES
+    )
+    submit.add_argument("study", type=Path, metavar="STUDY.yaml")
+    submit.add_argument(
+        "--root",
+        help="where the cluster keeps catalog and studies: an absolute folder on its head, ~/… or s3://, gs:// "
+        "(default ~/runs)",
+    )
+    submit.add_argument("--detach", action="store_true", help="do not wait for the study's end")
+    _add_run_options(submit)
+    submit.set_defaults(command=_submit)
+
+    attach = commands.add_parser("attach", help="watch a study that was submitted", epilog=EXIT_CODES)
+    attach.set_defaults(command=_attach)
+
+    stop = commands.add_parser("stop", help="stop a study that was submitted; what runs is finished and kept")
+    stop.add_argument("--now", action="store_true", help="do not wait for what runs")
+    stop.set_defaults(command=_stop)
+
+    fetch = commands.add_parser("fetch", help="bring a study's folder and images from a cluster")
+    fetch.add_argument("--root", help="the cluster's root; by default that of the study's last job")
+    fetch.add_argument(
+        "--into", default="runs", help="folder of this machine, or object store's prefix (default runs)"
+    )
+    fetch.set_defaults(command=_fetch)
+    for command in (attach, stop, fetch):
+        command.add_argument("study", metavar="STUDY", help="a study's name, or a job's id")
+    for command in (submit, attach, stop, fetch):
+        command.add_argument(
+            "--address",
+            help="the job server's URL; by default RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
+        )
+        _add_insecure(command)
 
     plan = commands.add_parser("plan", help="check a study and count what it will cost, generating nothing")
     plan.add_argument("study", type=Path, metavar="STUDY.yaml")
@@ -182,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--text", help="what to judge by; by default what each image was judged by")
     score.add_argument("--address", help="a Ray cluster's address")
     score.add_argument("--workers", type=_count, help="actors; by default one per GPU, or one per core")
+    _add_insecure(score)
     score.set_defaults(command=_score)
 
     catalog = commands.add_parser("catalog", help="check, compact or repair the catalog")
@@ -222,6 +258,24 @@ def _add_root(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=_count, help="actors; by default one per GPU, or one per core")
+    command.add_argument("--batch", type=_count, default=8, help="images per pipeline call (default 8)")
+    command.add_argument("--retry-failed", action="store_true", help="try images again that machines lost")
+    command.add_argument(
+        "--metrics",
+        nargs="?",
+        const=9464,
+        type=_count,
+        metavar="PORT",
+        help="serve images, rate, queue and failures to Prometheus, on loopback (default port 9464)",
+    )
+
+
+def _add_insecure(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--insecure", action="store_true", help="use a cluster that asks nobody for a token")
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
@@ -251,6 +305,8 @@ def _run(options: argparse.Namespace) -> int:
         console=console,
         quiet=options.quiet,
         dashboard=options.dashboard,
+        insecure=options.insecure,
+        metrics=options.metrics,
     )
     console.print(render_report(result.results))
     progress = result.progress
@@ -271,6 +327,91 @@ def _run(options: argparse.Namespace) -> int:
         rows.append(("stopped", "the same command goes on where it was"))
     _print_rows(console, rows)
     return result.exit_code
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    arguments = ["--batch", str(options.batch)]
+    arguments += ["--workers", str(options.workers)] if options.workers else []
+    arguments += ["--retry-failed"] if options.retry_failed else []
+    arguments += ["--metrics", str(options.metrics)] if options.metrics else []
+    server = api.job_server(options.address, options.insecure)
+    job = api.submit(server, options.study, options.root, arguments)
+    console = _Console()
+    _print_rows(console, [("job", f"{job.id} on {server.address}; results in {job.root} there")])
+    if options.detach:
+        _print_rows(console, [("watch it", f"latentsweep attach {job.study}{_at(options)}")])
+        return 0
+    return _watch(server, job, options)
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    server = api.job_server(options.address, options.insecure)
+    return _watch(server, server.newest(options.study), options)
+
+
+def _watch(server: "JobServer", job: "Job", options: argparse.Namespace) -> int:
+    """Show what a job prints, to its end; Ctrl-C ends the showing, not the job. Its exit code."""
+    console = _Console()
+
+    def write(text: str) -> None:
+        console.print(Text(text), end="", soft_wrap=True)
+
+    try:
+        ended = server.follow(job, write)
+    except KeyboardInterrupt:
+        _print_rows(
+            console,
+            [
+                ("goes on", f"as job {job.id}"),
+                ("watch it", f"latentsweep attach {job.study}{_at(options)}"),
+                ("stop it", f"latentsweep stop {job.study}{_at(options)}"),
+            ],
+        )
+        return 130
+    code = 130 if ended.status == "STOPPED" else ended.exit_code
+    if code is None:  # it never began
+        raise InputError(f"job {ended.id} did not run: {ended.message or ended.status}")
+    if code in (0, 3, 130):
+        _print_rows(console, [("results", f"latentsweep fetch {job.study}{_at(options)}")])
+    return code
+
+
+def _at(options: argparse.Namespace) -> str:
+    """The options that lead to the same cluster, for a command to be typed."""
+    address = f" --address {options.address}" if options.address else ""
+    return address + (" --insecure" if options.insecure else "")
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    server = api.job_server(options.address, options.insecure)
+    job = server.newest(options.study)
+    if job.has_ended:
+        _print_rows(_Console(), [("stopped", f"job {job.id} had ended already ({job.status.lower()})")])
+        return 0
+    ended = server.stop(job, options.now)
+    kept = "what ran was finished and kept" if not options.now else "what was acknowledged is kept"
+    state = f"{kept}; the same submit goes on where it was" if ended.has_ended else "it does not end"
+    _print_rows(_Console(), [("stopped" if ended.has_ended else "not stopped", f"job {ended.id}: {state}")])
+    return 0 if ended.has_ended else 1
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    server = api.job_server(options.address, options.insecure)
+    folder, images = server.fetch(options.study, options.root, options.into)
+    rows = [
+        ("fetched", f"{images} new images of {options.study}, and its folder {folder}"),
+        ("report", f"latentsweep report {options.study} --root {options.into}"),
+    ]
+    _print_rows(_Console(), rows)
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -421,7 +562,13 @@ def _score(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     found = api.score(
-        options.study, options.scorer, options.text, options.root, options.address, options.workers
+        options.study,
+        options.scorer,
+        options.text,
+        options.root,
+        options.address,
+        options.workers,
+        insecure=options.insecure,
     )
     mean = "" if found.mean is None else f"; their mean is {found.mean:.4g}"
     rows = [

@@ -15,6 +15,7 @@ from orchestrator.catalog.expressions import filtered
 from orchestrator.catalog.frames import best, joined
 from orchestrator.catalog.schema import SCHEMAS, huggingface_metadata, suffix
 from orchestrator.catalog.tables import Tables
+from orchestrator.images import checked_id
 from orchestrator.study_folder import named_folder
 from search_spaces.errors import InputError, did_you_mean
 
@@ -106,7 +107,7 @@ def _to_folder(wanted: Export) -> str:
         by_image.setdefault(row["image_id"], []).append(row)
     count = 0
     for image_id, picture in wanted.pictures(wanted.rows):
-        rows = by_image[image_id]
+        rows = by_image[checked_id(image_id)]
         told = {
             **{name: value for name, value in rows[0].items() if name not in USES},
             "trials": [{name: row[name] for name in USES} for row in rows],

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from orchestrator.catalog.schema import SCHEMAS, row_settings, version
+from orchestrator.catalog.schema import SCHEMAS, row_settings, suffix, version
 from orchestrator.catalog.tables import Tables
 from orchestrator.report.script import script
-from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder
-from search_spaces.errors import InputError
+from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, named_folder
+from search_spaces.errors import InputError, shown
 from search_spaces.requests import Failed, ImageRequest, Settings, Value
 from search_spaces.study import Study
 
@@ -47,8 +47,7 @@ def show(image_id: str, root: str = DEFAULT_ROOT) -> Shown:
     settings = _settings(row, pinned)
     source = str(local_folder(model.location) or model.location)
     code = script(row, settings, model, source, (folder.path / "inputs").absolute())
-    has_picture = row["status"] == "ok"
-    path = tables.read("images", ["image"], where).to_pylist()[0]["image"] if has_picture else None
+    png = tables.png(str(row["image_id"])) if row["status"] == "ok" else None
     uses = tables.read("trials", ["study", "trial", "instance", "role"], where)
     return Shown(
         row,
@@ -56,9 +55,19 @@ def show(image_id: str, root: str = DEFAULT_ROOT) -> Shown:
         tables.read("scores", ["scorer", "text", "value"], where).to_pylist(),
         [dict(use) for use in dict.fromkeys(tuple(use.items()) for use in uses.to_pylist())],
         code,
-        tables.png(str(row["image_id"])) if has_picture else None,
-        path["path"] if path else None,
+        png,
+        None if png is None else f"{row['image_id']}{suffix(png)}",
     )
+
+
+def checked_id(image_id: str) -> str:
+    """An image_id that may become a file's name. Raises InputError for one that this program never gave.
+
+    A catalog on a shared store may have rows that others wrote.
+    """
+    if not re.fullmatch(r"[0-9a-f]{32}", image_id):
+        raise InputError(f"the catalog has an image_id that is none, {shown(image_id)}; who wrote it?")
+    return image_id
 
 
 def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], Study, StudyFolder]:
@@ -72,9 +81,10 @@ def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], 
     if len(ids) != 1:
         problem = f"{len(ids)} images begin with it; give more digits" if ids else f"{root} holds none"
         raise InputError(f"image {image_id}: {problem}")
+    checked_id(ids[0])
     studies = sorted(tables.counts("trials", "study", pc.field("image_id") == ids[0]))
     for name in studies:
-        folder = StudyFolder(root, name)
+        folder = named_folder(name, root)
         pinned = folder.pinned()
         if pinned is not None:
             return min(rows, key=lambda row: row["status"] != "ok"), pinned, folder

@@ -1,11 +1,12 @@
 """Names in a study file → objects: the only module that knows every implementation."""
 
+import errno
 import json
 import os
 import secrets
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, product
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
+from pyarrow.fs import LocalFileSystem
 
 from orchestrator.catalog.parquet import holds_another, past_trials
-from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.patient import reason
+from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.plan import admitted, calls_of, domain_text, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
@@ -86,7 +89,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     spec = study_file.load(path)
     if local_root(root).exists() and not local_root(root).is_dir():
         raise InputError(f"--root {root} is a file; name a folder")
-    inputs, images = _read_inputs(spec, path)
+    inputs, images = read_inputs(spec, path)
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
     if spec.dtype != "auto":
@@ -102,8 +105,8 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     )  # seconds of imports: after the cheap checks
 
     try:
-        model = describe(spec.model, spec.task, dtype, path.parent)
-        scorer = describe_clip(spec.clip_model, spec.model, path.parent)
+        model = describe(spec.model, spec.task, dtype, path.parent, trust=spec.trust)
+        scorer = describe_clip(spec.clip_model, spec.model, path.parent, spec.trust)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     _check_inputs_suit(spec, model, path)
@@ -128,6 +131,41 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     _check_race(study, path)
     warnings = (*_stretched(study, images), *_idle_rules(study), *_short_of_time(study, root))
     return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
+
+
+def check_writable(root: str) -> None:
+    """See that a root can be written, before anything is loaded. Raises InputError, OSError where a store is down."""
+    filesystem, base = open_root(root)
+    place = f"{base.rstrip('/')}/.writable"
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            Path(base).mkdir(parents=True, exist_ok=True)
+        with filesystem.open_output_stream(place) as probe:
+            probe.write(b"")
+        with suppress(OSError):  # a store may let one write and not delete
+            filesystem.delete_file(place)
+    except OSError as error:
+        if isinstance(filesystem, LocalFileSystem) and error.errno != errno.ENOSPC:
+            raise InputError(
+                f"--root {root} cannot be written: {reason(error)}; name a folder that can"
+            ) from None
+        if "ACCESS_DENIED" in str(error) or isinstance(error, PermissionError):
+            raise InputError(f"--root {root}: these credentials may not write there") from None
+        raise
+
+
+def check_gpu(study: Study, path: Path, cluster: str) -> None:
+    """Raise InputError where a study needs a GPU; to be asked of a cluster that has none and may start none."""
+    needs = None
+    if study.model.dtype == "float16":
+        needs = "dtype: float16, which the study was begun with or asks for,"
+    elif study.engine.offload != "none":
+        needs = f"engine.offload: {study.engine.offload}"
+    if needs is not None:
+        raise InputError(
+            f"{path}: {needs} needs a GPU and the cluster at {cluster} has none; add a machine with one, or give the "
+            "study another name and dtype: float32 without offload"
+        )
 
 
 def _first_cost(study: Study) -> tuple[Settings, int] | None:
@@ -218,7 +256,8 @@ def _check_scheduler_options(study: Study, path: Path) -> None:
             raise InputError(f"{path}: {error}") from None
 
 
-def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
+def read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
+    """A study file's inputs, and their images and masks by pixel hash. Raises InputError."""
     inputs: list[PinnedInput] = []
     images: dict[str, Image.Image] = {}
     for number, item in enumerate(spec.inputs):
@@ -430,17 +469,19 @@ def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
     """The scorer that a description names. Raises InputError where it cannot be loaded."""
     from safetensors import SafetensorError
 
-    from workers.pipelines.loading import local_folder
+    from workers.pipelines.loading import local_folder, safetensors_only, trust_hint
     from workers.scoring.clip import ClipScorer
 
-    folder = local_folder(scorer.location)
+    folder, safe = local_folder(scorer.location), safetensors_only(scorer.trust)
     try:
         if folder is not None:
-            return ClipScorer(folder, device)
-        return ClipScorer(scorer.location, device, scorer.revision)
+            return ClipScorer(folder, device, use_safetensors=safe)
+        return ClipScorer(scorer.location, device, scorer.revision, safe)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"clip_model: {scorer.model} cannot be loaded: {first_line}") from error
+        raise InputError(
+            f"clip_model: {scorer.model} cannot be loaded: {first_line.rstrip('.')}{trust_hint(error, scorer.trust)}"
+        ) from error
 
 
 class _DrawsNothing:
@@ -562,7 +603,7 @@ class Crew:
 
 def crew(study: Study, workers: int | None, gpus: int, batch: int) -> Crew:
     """The workers for a study: one per GPU; without GPUs, as many as the cores carry; or as many as asked."""
-    from orchestrator.ray_pool import cores
+    from orchestrator.ray_session import cores
 
     if gpus:
         return Crew(workers or gpus, "GPU", 1, batch)
@@ -591,7 +632,8 @@ def make_pool(
     resolved: Resolved, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
 ) -> "RayPool":
     """The Ray pool of a crew; it connects and starts with the first request."""
-    from orchestrator.ray_pool import RayPool, cores
+    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray_session import cores
 
     inputs = {name: encode_png(image) for name, image in resolved.images.items()}
     setup = WorkerSetup(resolved.study, inputs, crew.batch, crew.threads)
@@ -609,7 +651,8 @@ def make_scoring_pool(
     inputs: Mapping[str, bytes],
 ) -> "RayPool":
     """A Ray pool whose workers only score, by the study's scorer; `inputs` are PNG by pixel hash."""
-    from orchestrator.ray_pool import RayPool, cores
+    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray_session import cores
 
     setup, gpu = WorkerSetup(study, inputs, crew.batch, crew.threads), crew.kind == "GPU"
     share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads

@@ -11,6 +11,7 @@ from search_spaces.requests import ImageRequest, Settings, Value
 
 Task = Literal["text-to-image", "image-to-image", "inpainting"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Trust = Literal["pickles", "remote_code"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class ModelDescription(BaseModel):
     `scheduler_options` gives, for each scheduler, the options of its own and what this model's configuration
     sets them to; `scheduler_kinds` the types of value that options may have. `step_limits` gives the fewest
     and the most num_inference_steps of those schedulers that do not take any number; None is no limit.
-    `size_multiple` is in pixels.
+    `size_multiple` is in pixels; `trust` is what the study file allows beyond safetensors.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -168,6 +169,7 @@ class ModelDescription(BaseModel):
     size_multiple: int
     guidance_embedded: bool
     diffusers: str
+    trust: tuple[Trust, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -183,7 +185,7 @@ class ModelDescription(BaseModel):
 class ScorerDescription(BaseModel):
     """A scorer and the exact model behind it; `id` is the key of the catalog's scores table.
 
-    One that reads no text judges a picture by its pixels and its inputs alone.
+    One that reads no text judges a picture by its pixels and its inputs alone. `trust` is as a model's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -192,6 +194,7 @@ class ScorerDescription(BaseModel):
     location: str
     revision: str
     reads_text: bool = True
+    trust: tuple[Trust, ...] = ()
 
     def text_of(self, request: ImageRequest) -> str:
         """The text that a request's picture is judged by, as the scores table has it; "" where that is none."""

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
-from search_spaces.models import REGISTRY, Task
+from search_spaces.models import REGISTRY, Task, Trust
 from search_spaces.objectives import CLIP_SCORE, PRESERVATION, SCORES, Constraint, parse_constraint
 from search_spaces.requests import Value, canonical
 
@@ -507,6 +507,11 @@ class StudySpec(_Section):
     clip_model: str | None = Field(None, description="the CLIP that judges, named like `model`")
     comet: CometSpec = CometSpec()  # type: ignore[call-arg]
     engine: EngineSpec = EngineSpec()  # type: ignore[call-arg]
+    trust: list[Trust] = Field(
+        [],
+        description="what the models may do beyond being safetensors: `pickles` reads weights that can hold code, "
+        "`remote_code` runs Python that comes with a model; only for authors that you trust",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="auto: float16 on a GPU, float32 on a CPU"
     )
@@ -777,7 +782,8 @@ def _sentence(error: ErrorDetails) -> str:
                 f"objective: {given} alone would be won by pictures that show nothing of the prompt; name it "
                 "under objectives beside clip_score, or bound it under constraints"
             )
-        return f"{where}: unknown {error['loc'][-1]} {shown(given)}{did_you_mean(str(given), known)}"
+        word = "entry" if isinstance(error["loc"][-1], int) else error["loc"][-1]
+        return f"{where}: unknown {word} {shown(given)}{did_you_mean(str(given), known)}"
     if error["loc"][:2] == ("engine", "rows"):
         return f"engine.rows: {shown(given)} is neither auto nor a whole number from 1 to 4096"
     if error["loc"][0] == "seeds":

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,13 +17,77 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_cluster_yaml_validates_by_rays_own_loader() -> None:
-    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+CLUSTER = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+
+
+def cluster_variant(title: str) -> dict[str, Any]:
+    """The sections that a comment in cluster.yaml offers in place of its own."""
+    commented = CLUSTER[CLUSTER.index(f"# {title}") :].split("\n#\n")[1]
+    found: dict[str, Any] = yaml.safe_load("\n".join(line[2:] for line in commented.splitlines()))
+    return found
+
+
+@pytest.mark.parametrize("variant", [None, "On Google Cloud", "On machines of your own"])
+def test_cluster_yaml_validates_by_rays_own_loader(variant: str | None) -> None:
+    cluster = yaml.safe_load(CLUSTER) | (cluster_variant(variant) if variant else {})
+    if cluster["provider"]["type"] == "local":
+        del cluster["available_node_types"], cluster["head_node_type"]
     validate_config(prepare_config(cluster))
-    gpu_worker = cluster["available_node_types"]["gpu_worker"]
     with pytest.raises(Exception, match="idle_timeout_minuts"):
         validate_config(prepare_config({**cluster, "idle_timeout_minuts": 5}))
-    assert gpu_worker["resources"]["GPU"] == 1
+    if "available_node_types" in cluster:
+        head, worker = (cluster["available_node_types"][name] for name in ("head", "gpu_worker"))
+        assert worker["resources"]["GPU"] == 1
+        assert (worker["min_workers"], worker["max_workers"]) == (0, 8)
+        assert "GPU" not in head["resources"]
+
+
+def test_cluster_yaml_is_closed() -> None:
+    cluster = yaml.safe_load(CLUSTER)
+    starts = [cluster[f"{who}_start_ray_commands"][-1] for who in ("head", "worker")]
+    assert all("RAY_AUTH_MODE=token" in start for start in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert cluster["provider"]["security_group"] == {"GroupName": "latentsweep"}
+    assert "pip install" in cluster["setup_commands"][0]
+    assert "-c constraints.txt" in cluster["setup_commands"][0]
+
+
+def pinned_ray() -> str:
+    found = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_images_have_the_pinned_ray() -> None:
+    docker = yaml.safe_load(CLUSTER)["docker"]
+    for image, kind in ((docker["image"], "gpu"), (docker["head_image"], "cpu")):
+        assert image == f"rayproject/ray:{pinned_ray()}-py311-{kind}"
+
+
+def test_the_kubernetes_job_is_of_the_same_shape() -> None:
+    job = yaml.safe_load((ROOT / "cluster" / "kuberay-rayjob.yaml").read_text(encoding="utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    arguments = cli._parser().parse_args(spec["entrypoint"].split()[1:])
+    assert arguments.root.startswith("s3://")
+    ray = spec["rayClusterSpec"]
+    assert ray["authOptions"] == {"mode": "token"}
+    assert ray["rayVersion"] == pinned_ray()
+    assert ray["enableInTreeAutoscaling"] is True
+    assert ray["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (workers,) = ray["workerGroupSpecs"]
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"] == arguments.workers == 8
+    pods = [ray["headGroupSpec"]["template"]["spec"], workers["template"]["spec"]]
+    for pod in pods:
+        (container,) = pod["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert str(arguments.study.parent) == mounts["study"]
+        assert {volume["name"] for volume in pod["volumes"]} == mounts.keys()
+        assert set(container["resources"]["limits"]) <= set(container["resources"]["requests"])
+    gpus = [pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0) for pod in pods]
+    assert gpus == [0, 1]
 
 
 def test_the_readme_shows_the_example_study_as_it_is() -> None:

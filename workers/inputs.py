@@ -13,6 +13,10 @@ MOST_PIXELS = 64_000_000
 """An input with more pixels is refused unread: no pipeline takes it, and it may be a decompression bomb."""
 
 
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
+"""What is read: pixels alone. Pillow would run Ghostscript for some of the others."""
+
+
 def read_image(path: Path, what: str) -> Image.Image:
     """An image as RGB, turned as its EXIF orientation says. Raises InputError; `what` names the key."""
     return _read(path, what, "RGB")
@@ -36,7 +40,7 @@ def read_mask(path: Path, what: str, size: tuple[int, int]) -> Image.Image:
 def _read(path: Path, what: str, mode: str) -> Image.Image:
     try:
         # Pillow warns of large images, which are refused, and of lost transparency and EXIF, which is meant.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             _refuse_huge(image.size, path, what)
             image.load()
             return _converted(ImageOps.exif_transpose(image), mode)
@@ -45,7 +49,7 @@ def _read(path: Path, what: str, mode: str) -> Image.Image:
     except IsADirectoryError:
         raise InputError(f"{what}: {path} is a folder, not an image") from None
     except UnidentifiedImageError:
-        raise InputError(f"{what}: {path} is not an image that Pillow can read; use PNG or JPEG") from None
+        raise InputError(f"{what}: {path} is not an image that is read here; use PNG or JPEG") from None
     except Image.DecompressionBombError:
         raise InputError(f"{what}: {path} has too many pixels for an input; shrink it first") from None
     except InputError:

@@ -67,8 +67,11 @@ def _document(request: ImageRequest) -> str:
 
 
 def decode_png(png: bytes) -> Image.Image:
-    """A stored picture, PNG or not, as an image, fully read."""
-    image = Image.open(io.BytesIO(png))
+    """A stored picture, in any of the formats in which they are stored, as an image, fully read.
+
+    Pillow refuses one of more pixels than it takes for a decompression bomb, 179 million, before it decodes it.
+    """
+    image = Image.open(io.BytesIO(png), formats=("PNG", "WEBP", "JPEG"))
     image.load()
     return image
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Value
 from workers.pipelines.loading import AUTO_CLASSES
@@ -15,7 +16,10 @@ def script(
     source: str,
     inputs: Path,
 ) -> str:
-    """The script for a row of `images`: its settings, its model from `source`, its input PNGs from a folder."""
+    """The script for a row of `images`: its settings, its model from `source`, its input PNGs from a folder.
+
+    Raises InputError for a row that would bring code of its own into it.
+    """
     options = {
         name: value
         for name, value in settings.items()
@@ -24,6 +28,8 @@ def script(
     keywords = {
         name: value for name, value in settings.items() if name in model.keywords and value is not None
     }
+    if not (str(settings["scheduler"]).isidentifier() and str(row["image_id"]).isalnum()):
+        raise InputError("this row of the catalog holds what would be code in a script; who wrote it?")
     revision = "" if model.revision.startswith("sha256:") else f", revision={model.revision!r}"
     config = "".join(f", {name}={value!r}" for name, value in options.items())
     arguments = [f"prompt={row['prompt']!r}"]
@@ -31,7 +37,7 @@ def script(
         if row[column] is not None:
             arguments.append(f"{argument}=Image.open({str(inputs / f'{row[column]}.png')!r})")
     arguments += [f"{name}={value!r}" for name, value in keywords.items()]
-    arguments.append(f"generator=torch.Generator().manual_seed({row['seed']})")
+    arguments.append(f"generator=torch.Generator().manual_seed({row['seed']!r})")
     call = "".join(f"    {argument},\n" for argument in arguments)
     needs_image = "from PIL import Image\n" if row["input_image"] is not None else ""
     auto_class = AUTO_CLASSES[model.task]

@@ -30,7 +30,7 @@ from transformers import CLIPModel, CLIPProcessor
 from orchestrator import wiring
 from orchestrator.catalog.parquet import ParquetCatalog
 from orchestrator.catalog.tables import Tables
-from orchestrator.ray_pool import ray_session
+from orchestrator.ray_session import ray_session
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.domains import Choices

@@ -26,7 +26,8 @@ import optuna
 
 from orchestrator.catalog.parquet import ParquetCatalog
 from orchestrator.catalog.tables import Tables
-from orchestrator.ray_pool import RayPool, ray_session
+from orchestrator.ray_pool import RayPool
+from orchestrator.ray_session import ray_session
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from orchestrator.wiring import make_strategy

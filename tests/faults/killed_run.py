@@ -13,7 +13,8 @@ from pathlib import Path
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.patient import Patient
 from orchestrator.catalog.tables import Tables
-from orchestrator.ray_pool import RayPool, ray_session
+from orchestrator.ray_pool import RayPool
+from orchestrator.ray_session import ray_session
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import sweep
 from orchestrator.tracking import NullTracker

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import wiring
-from orchestrator.ray_pool import ray_session
+from orchestrator.ray_session import ray_session
 from orchestrator.tracking.comet.keys import may_have_key
 
 

@@ -486,3 +486,10 @@ def test_a_reader_that_has_had_enough_is_no_error(path: Path, arguments: list[st
     )
     os.close(write_end)
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_root_that_cannot_be_written(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even by root, who runs some of these tests."""
+    assert "--root /proc/nowhere cannot be written: " in complaint(
+        capsys, "run", str(path), "--root", "/proc/nowhere"
+    )

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -12,10 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import ray
 
 from orchestrator.pool import Done
-from orchestrator.ray_pool import PoolError, RayPool, ray_session
+from orchestrator.ray_pool import PoolError, RayPool
 from search_spaces.errors import InputError
 from search_spaces.requests import Failed, ImageRequest, Looked, Scored
 from tests.orchestrator.studies import fake_worker, requests_of, small_study
@@ -203,53 +201,3 @@ def test_nothing_is_started_before_the_first_request() -> None:
 
 def no_connection() -> nullcontext[None]:
     raise AssertionError("the pool connected without need")
-
-
-def test_an_address_that_nobody_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> None:
-        raise ConnectionError("Could not find any running Ray instance\nmore lines")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    with (
-        pytest.raises(InputError, match=r"--address auto: no Ray cluster answers there"),
-        ray_session("auto"),
-    ):
-        pass
-
-
-def test_without_an_address_a_local_instance_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address file that a killed cluster leaves behind is followed by any other way of asking."""
-    asked: dict[str, object] = {}
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", asked.update)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with ray_session(None):
-        assert asked["address"] == "local"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        asked.clear()
-        with ray_session(None):
-            assert asked == {**asked, "address": address}
-
-
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "no-such-host.invalid:6379"]
-)
-def test_an_address_where_nothing_listens_is_told_without_asking_ray(
-    monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked, which tries for minutes"))
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(InputError, match=r"^RAY_ADDRESS .*: nothing listens there"), ray_session(None):
-        pass
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_the_session_is_shared_and_left_open() -> None:
-    with ray_session(None):
-        assert ray.is_initialized()
-    assert ray.is_initialized()

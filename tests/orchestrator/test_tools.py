@@ -10,23 +10,25 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import polars as pl
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator import api, cli
+from orchestrator import api, cli, images
 from orchestrator.catalog.expressions import condition
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.exports import rows_of
 from orchestrator.pool import InProcessPool
+from orchestrator.report.script import script
 from orchestrator.rescoring import rescore
 from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.errors import InputError
-from search_spaces.requests import ImageRequest
+from search_spaces.requests import ImageRequest, Value
 from search_spaces.study import Study
 from tests.orchestrator.studies import fake_worker, grid, small_study
 from workers.pipelines.fake import FakePipeline
@@ -398,3 +400,49 @@ def test_a_root_on_a_store_has_a_local_folder_of_its_own() -> None:
     assert local_root("s3://bucket/a/b?region=x") == Path("runs/s3/bucket/a/b")
     assert local_root("gs://bucket/a/b/") == Path("runs/gs/bucket/a/b")
     assert ".." not in local_root("s3://bucket/../../x").parts
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/outside", "a\nimport os"])
+def test_an_image_id_that_is_none_becomes_no_file(root: str, tmp_path: Path, name: str) -> None:
+    """A shared catalog may hold rows that others wrote."""
+    tables = Tables(root)
+    for table in ("images", "trials"):
+        (row, *_) = tables.read(
+            table, where=pc.field("study") == "old" if table == "trials" else None
+        ).to_pylist()
+        tables.append(table, [{**row, "image_id": name, **({"instance": 77} if table == "trials" else {})}])
+    with pytest.raises(InputError, match="the catalog has an image_id that is none"):
+        api.export("old", "folder", str(tmp_path / "a" / "b" / "pictures"), root)
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_a_pictures_name_in_the_catalog_is_not_where_show_writes(root: str) -> None:
+    tables = Tables(root)
+    (row, *_) = [row for row in tables.read("images").to_pylist() if row["status"] == "ok"]
+    image_id = "0123456789abcdef0123456789abcdef"
+    picture = {**row["image"], "path": "../../outside.png"}
+    tables.append("images", [{**row, "image_id": image_id, "image": picture}])
+    use = tables.read("trials", where=pc.field("study") == "old").to_pylist()[0]
+    tables.append("trials", [{**use, "image_id": image_id, "instance": 77}])
+    assert images._found(tables, image_id, root)[0]["image_id"] == image_id
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "script", lambda *_: "")
+        patch.setattr(images, "_settings", lambda *_: {})
+        assert api.show(image_id, root).name == f"{image_id}.png"
+
+
+def test_a_row_brings_no_code_into_a_script() -> None:
+    row = {
+        "image_id": "0" * 32,
+        "prompt": "a'; import os",
+        "seed": 1,
+        "input_image": None,
+        "input_mask": None,
+    }
+    settings: dict[str, Value] = {"scheduler": "DDIMScheduler", "guidance_scale": 3.0}
+    made = script(row, settings, OLD.model, "owner/name", Path("inputs"))
+    compile(made, "script", "exec")
+    assert repr(row["prompt"]) in made
+    for change in ({"image_id": "0\nimport os"}, {"scheduler": "x; import os"}):
+        with pytest.raises(InputError, match="would be code in a script"):
+            script({**row, **change}, {**settings, **change}, OLD.model, "owner/name", Path("inputs"))

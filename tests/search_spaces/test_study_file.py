@@ -819,3 +819,11 @@ def test_a_budget_of_trials_that_the_search_cannot_have(search: dict[str, object
 def test_trials_are_no_budget_that_is_used_up() -> None:
     spec = parse(yaml.safe_dump({**document(), "budget": {"trials": 9}}), "study.yaml")
     assert not spec.budget.is_set
+
+
+def test_nothing_is_trusted_unless_named() -> None:
+    assert StudySpec.model_validate(document()).trust == []
+    spec = StudySpec.model_validate({**document(), "trust": ["pickles", "remote_code"]})
+    assert spec.trust == ["pickles", "remote_code"]
+    sentence = refusal(yaml.safe_dump({**document(), "trust": ["pickle"]}))
+    assert "trust[0]: unknown entry 'pickle'; did you mean 'pickles'" in sentence

@@ -136,7 +136,7 @@ def test_a_file_below_a_file_and_a_name_too_long_are_refused(tmp_path: Path) -> 
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> Image.Image:  # root may read everything, so it is played
+    def refuse(path: Path, **_: object) -> Image.Image:  # root may read everything, so it is played
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Image, "open", refuse)
@@ -269,3 +269,12 @@ def test_another_mode_size_or_pixel_has_another_hash() -> None:
         Image.frombytes("RGB", (4, 3), flat.tobytes()),  # the same bytes in another mode
     ]
     assert len({pixel_hash(image) for image in images}) == len(images)
+
+
+def test_what_pillow_would_hand_to_another_program_is_refused(tmp_path: Path) -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+    (tmp_path / "a.png").write_bytes(postscript)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "EPS", "Pillow itself would take it"
+    with refusal(KEY, str(tmp_path / "a.png"), "not an image", "PNG or JPEG"):
+        read_image(tmp_path / "a.png", KEY)

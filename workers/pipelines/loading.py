@@ -24,6 +24,7 @@ from search_spaces.models import (
     ModelDescription,
     ScorerDescription,
     Task,
+    Trust,
     registered,
 )
 from search_spaces.requests import Value
@@ -102,7 +103,9 @@ def local_folder(location: str) -> Path | None:
     return Path(location) if Path(location).is_absolute() else None
 
 
-def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = "model") -> ModelDescription:
+def describe(
+    name: str, task: Task | None, dtype: Dtype, near: Path, key: str = "model", trust: Sequence[Trust] = ()
+) -> ModelDescription:
     """A model as plain data, from its configuration files and its pipeline's signature. No weights are loaded.
 
     Without a `task`, it is the one that the model was made for. Raises InputError naming `key`.
@@ -145,10 +148,11 @@ def describe(name: str, task: Task | None, dtype: Dtype, near: Path, key: str = 
         size_multiple=8,  # what every latent diffusion pipeline of diffusers checks
         guidance_embedded=unet.get("time_cond_proj_dim") is not None,
         diffusers=_diffusers_version(),
+        trust=tuple(trust),
     )
 
 
-def describe_clip(name: str | None, model: str, near: Path) -> ScorerDescription:
+def describe_clip(name: str | None, model: str, near: Path, trust: Sequence[Trust] = ()) -> ScorerDescription:
     """The CLIP that judges: the one asked for, else the model's own, else torchmetrics' default."""
     entry = registered(model.partition("@")[0])
     if name is None and entry is not None and entry.clip is not None:
@@ -162,7 +166,9 @@ def describe_clip(name: str | None, model: str, near: Path) -> ScorerDescription
     if files.json("config.json").get("model_type") != "clip":
         raise InputError(f"clip_model: {name} is not a CLIP model")
     short = Path(name.partition("@")[0] if asked else name).name or name
-    return ScorerDescription(name="clip_score", model=short, location=location, revision=files.revision)
+    return ScorerDescription(
+        name="clip_score", model=short, location=location, revision=files.revision, trust=tuple(trust)
+    )
 
 
 def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -> Any:
@@ -186,10 +192,16 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
     try:
         with _hushed():
             pipeline = loader.from_pretrained(
-                str(folder or model.location), dtype=getattr(torch, model.dtype), **source
+                str(folder or model.location),
+                dtype=getattr(torch, model.dtype),
+                use_safetensors=safetensors_only(model.trust),
+                trust_remote_code="remote_code" in model.trust,
+                **source,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(f"model: {model.name} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(
+            f"model: {model.name} cannot be loaded: {_first_line(error).rstrip('.')}{trust_hint(error, model.trust)}"
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     if device == "cpu":
         if offload != "none":
@@ -210,6 +222,7 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
     if offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
         return pipeline
+    _refuse_too_large(sum(_parts(pipeline).values()), torch.cuda.get_device_properties(device), model)
     try:
         pipeline.to(device)
     except torch.OutOfMemoryError:
@@ -221,6 +234,34 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
         if hasattr(pipeline, part):
             getattr(pipeline, part).to(memory_format=torch.channels_last)
     return pipeline
+
+
+def _refuse_too_large(gigabytes: float, gpu: Any, model: ModelDescription) -> None:
+    """Raise InputError, naming both sizes, where a GPU's whole memory does not hold the weights."""
+    memory = gpu.total_memory / 1e9
+    if gigabytes > memory:
+        raise InputError(
+            f"model: {model.name} takes {gigabytes:.1f} GB in {model.dtype} and a worker's GPU ({gpu.name}) has "
+            f"{memory:.1f} GB; engine: {{offload: model}} may fit, or use larger GPUs"
+        )
+
+
+def safetensors_only(trust: Sequence[Trust]) -> bool | None:
+    """from_pretrained's `use_safetensors`: None takes pickles where a model has nothing else."""
+    return None if "pickles" in trust else True
+
+
+def trust_hint(error: Exception, trust: Sequence[Trust]) -> str:
+    """What a study file would have to say for a model that is not loaded for safety's sake; "" for other errors."""
+    said = str(error)
+    if "trust_remote_code" in said and "remote_code" not in trust:
+        return "; it comes with Python code of its own: `trust: [remote_code]` in the study file runs it"
+    if "safetensors" in said and "pickles" not in trust:
+        return (
+            "; only safetensors are loaded, since pickles can hold code: convert the model, or say "
+            "`trust: [pickles]` in the study file"
+        )
+    return ""
 
 
 def _parts(pipeline: Any) -> dict[str, float]:

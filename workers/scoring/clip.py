@@ -19,13 +19,24 @@ CACHED_TEXTS = 1024
 class ClipScorer:
     """Scores by one CLIP model in float32.
 
+    Weights that are pickles are read only where `use_safetensors` is None (transformers' from_pretrained).
     A text longer than the text tower's window is judged by what fits, its end token kept; `notes` says so.
     """
 
-    def __init__(self, folder: str | Path, device: str = "cpu", revision: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "cpu",
+        revision: str | None = None,
+        use_safetensors: bool | None = True,
+    ) -> None:
         self._device = device
         self._model = (
-            CLIPModel.from_pretrained(folder, revision=revision, dtype=torch.float32).to(device).eval()
+            CLIPModel.from_pretrained(
+                folder, revision=revision, dtype=torch.float32, use_safetensors=use_safetensors
+            )
+            .to(device)
+            .eval()
         )
         # Pillow prepares the pictures, so that a machine with torchvision judges as one without.
         processor = CLIPProcessor.from_pretrained(folder, revision=revision, backend="pil")

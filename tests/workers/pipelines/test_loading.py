@@ -16,8 +16,10 @@ import pytest
 import torch
 from diffusers.pipelines import auto_pipeline
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
+from orchestrator.wiring import load_scorer
 from search_spaces.models import DEFAULT_CLIP, REGISTRY, ModelDescription, Task, is_of_kind
 from search_spaces.requests import Value
 from search_spaces.space import effective_steps
@@ -28,6 +30,7 @@ from workers.pipelines.loading import (
     AUTO_CLASSES,
     _defaults,
     _kinds,
+    _refuse_too_large,
     check_compiler,
     describe,
     describe_clip,
@@ -122,6 +125,7 @@ class TestDescribe:
             "size_multiple": 8,
             "guidance_embedded": False,
             "diffusers": diffusers.__version__,
+            "trust": (),
         }
         assert toyworld.identity.startswith("sha256:")
         assert toyworld.family.strength_cuts_steps
@@ -707,6 +711,74 @@ def test_without_a_compiler_compiling_is_refused() -> None:
     missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with missing, refusal("engine.compile: ", "no-such-compiler", "such as g++", "compile: false"):
         check_compiler("cpu")
+
+
+class TestTrust:
+    """What could run code is loaded only where the study file asks for it by name."""
+
+    @pytest.fixture
+    def pickled(self, tmp_path: Path, toyworld_pipeline: Any) -> Path:
+        folder = tmp_path / "pickled"
+        toyworld_pipeline.save_pretrained(folder, safe_serialization=False)
+        assert not list((folder / "unet").glob("*.safetensors"))
+        return folder
+
+    def test_pickles_are_refused(self, pickled: Path) -> None:
+        with refusal("model: ", str(pickled), "only safetensors are loaded", "`trust: [pickles]`"):
+            load_pipeline(described(pickled), "cpu")
+
+    def test_pickles_are_read_where_the_study_file_says_so(self, pickled: Path) -> None:
+        model = describe(str(pickled), None, "float32", HERE, trust=["pickles"])
+        assert load_pipeline(model, "cpu").unet.config.in_channels == 9
+
+    @pytest.fixture
+    def with_code(self, copied: Path) -> Path:
+        """A model whose UNet is a class of a module of its own, which leaves a file when it runs."""
+        index = json.loads((copied / "model_index.json").read_text())
+        (copied / "model_index.json").write_text(
+            json.dumps({**index, "unet": ["mine", "UNet2DConditionModel"]})
+        )
+        (copied / "unet" / "mine.py").write_text(
+            "import pathlib\nfrom diffusers import UNet2DConditionModel\n"
+            f"pathlib.Path({str(copied / 'ran')!r}).touch()\n"
+        )
+        return copied
+
+    def test_a_models_own_code_is_not_run(self, with_code: Path) -> None:
+        with refusal("model: ", str(with_code), "`trust: [remote_code]`"):
+            load_pipeline(described(with_code), "cpu")
+        assert not (with_code / "ran").exists()
+
+    def test_a_models_own_code_is_run_where_the_study_file_says_so(
+        self, with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            "diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+        )
+        model = describe(str(with_code), None, "float32", HERE, trust=["remote_code"])
+        assert load_pipeline(model, "cpu").unet.config.in_channels == 9
+        assert (with_code / "ran").exists()
+
+    @pytest.mark.parametrize("trust", [(), ("pickles",)])
+    def test_the_scorer_too(self, tmp_path: Path, clip_folder: Path, trust: tuple[Any, ...]) -> None:
+        folder = tmp_path / "clip"
+        shutil.copytree(clip_folder, folder)
+        (weights,) = folder.glob("*.safetensors")
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
+        scorer = describe_clip(str(folder), "toyworld", HERE, trust)
+        if trust:
+            load_scorer(scorer, "cpu")
+        else:
+            with refusal("clip_model: ", "only safetensors are loaded"):
+                load_scorer(scorer, "cpu")
+
+
+def test_a_gpu_that_is_too_small_is_named_with_both_sizes(toyworld: ModelDescription) -> None:
+    gpu = SimpleNamespace(total_memory=8_000_000_000, name="Small GPU")
+    _refuse_too_large(7.9, gpu, toyworld)
+    with refusal("model: toyworld takes 8.1 GB in float32", "(Small GPU) has 8.0 GB"):
+        _refuse_too_large(8.1, gpu, toyworld)
 
 
 @pytest.fixture(scope="module")

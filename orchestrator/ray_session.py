@@ -1,0 +1,246 @@
+"""A connection to Ray: a cluster's, which is looked at first, or an instance of this machine's own.
+
+Ray runs what it is sent, on every machine of a cluster. So a cluster that asks nobody for a token is refused
+unless that was said to be meant, and whatever is wrong with an address is found by asking its head a question
+or two over plain gRPC, before Ray itself tries for minutes.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import grpc
+import ray
+import yaml
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private import services
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray._private.utils import compute_version_info
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
+from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
+
+from search_spaces.errors import InputError
+
+PROBE_SECONDS = 5.0
+
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+"""Where `ray up` leaves the cluster's description on its head."""
+
+AuthMode = Literal["token", "disabled"]
+
+
+@contextmanager
+def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
+    """A Ray connection for the time of a study: the given cluster, RAY_ADDRESS, or a local instance.
+
+    A local instance is asked for by that name, since a stale address file of a killed cluster would
+    otherwise be followed; Ray gives it a token. `insecure`, or RAY_AUTH_MODE=disabled in the environment,
+    accepts a cluster without one. Raises InputError where an address cannot be used.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():  # whoever connected disconnects
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    if target == "local":
+        ray.init(
+            address="local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            num_cpus=cores(),
+            include_dashboard=False,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    source = f"{'--address' if address else 'RAY_ADDRESS'} {target}"
+    head = _head(target, source)
+    with _authenticated(_checked(head, source, insecure)):
+        try:
+            ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"{source}: no Ray cluster answers there ({_first_line(error)})") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _head(target: str, source: str) -> str:
+    """The host and port behind an address, where something listens. Raises InputError."""
+    if target != "auto":
+        if not listens(target):
+            raise InputError(f"{source}: nothing listens there; `ray start --head` prints its address")
+        return target
+    try:
+        found: str | None = services.canonicalize_bootstrap_address("auto")
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"{source}: no Ray cluster answers there ({_first_line(error)})") from None
+    if found is None:
+        raise InputError(f"{source}: no Ray cluster runs on this machine; `ray start --head` starts one")
+    if not listens(found):
+        raise InputError(
+            f"{source}: nothing listens at {found}, where this machine's last cluster was; "
+            "`ray stop` forgets it, `ray start --head` starts another"
+        )
+    return found
+
+
+def listens(address: str) -> bool:
+    """Whether something answers at host:port, which Ray would try for minutes; True for other addresses."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _checked(head: str, source: str, insecure: bool) -> AuthMode | None:
+    """How to authenticate at a head whose versions are ours; None leaves it to Ray. Raises InputError.
+
+    Ray Client's addresses and clusters with TLS, which know their clients by certificates, are left to Ray.
+    """
+    if head.startswith("ray://") or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return None
+    status, answer = _ask(head, None)
+    mode: AuthMode = "disabled"
+    if status is grpc.StatusCode.UNAUTHENTICATED:
+        mode, token = "token", own_token()
+        if not token:
+            raise InputError(f"{source}: {TOKEN_MISSING}")
+        status, answer = _ask(head, token)
+        if status is grpc.StatusCode.UNAUTHENTICATED:
+            raise InputError(f"{source}: {TOKEN_WRONG}")
+    elif status is grpc.StatusCode.OK:
+        refuse_open(source, insecure)
+    if status is not grpc.StatusCode.OK:
+        raise InputError(
+            f"{source}: something listens there, but it is no Ray head ({status.name.lower()}); give the port that "
+            "`ray start --head` prints, 6379 by default; the job server's, 8265, is for `latentsweep submit`"
+        )
+    _check_versions(json.loads(answer.value) if answer.value else {}, source)
+    return mode
+
+
+TOKEN_MISSING = (
+    "this cluster asks for a token and there is none on this machine; copy the cluster's to "
+    "~/.ray/auth_token, or put it in RAY_AUTH_TOKEN"
+)
+TOKEN_WRONG = (
+    "this cluster does not know the token of this machine; copy the cluster's own to ~/.ray/auth_token, "
+    "or put it in RAY_AUTH_TOKEN, which goes before the file"
+)
+
+
+def refuse_open(source: str, insecure: bool) -> None:
+    """Raise InputError for a cluster that asked for no token, unless the user knows."""
+    if insecure or os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return
+    unneeded = ", and this machine's token is not asked for" if own_token() else ""
+    raise InputError(
+        f"{source}: this cluster asks nobody for a token{unneeded}: whoever reaches its ports, which Ray opens on "
+        "all networks, runs there what they like; start it with RAY_AUTH_MODE=token (SECURITY.md), or say --insecure"
+    )
+
+
+def own_token() -> str:
+    """The Ray token of this machine, from where Ray looks for it; empty where there is none. Raises InputError."""
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    try:
+        return str(loader.get_raw_token(ignore_auth_mode=True))
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(f"the Ray token cannot be read: {_first_line(error)}") from None
+
+
+def _ask(head: str, token: str | None) -> tuple[grpc.StatusCode, InternalKVGetReply]:
+    """What a head answers to the question for its versions: the status, and the reply where that is OK."""
+    request = InternalKVGetRequest(key=CLUSTER_METADATA_KEY, namespace=KV_NAMESPACE_CLUSTER)
+    with grpc.insecure_channel(head, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(
+            "/ray.rpc.InternalKVGcsService/InternalKVGet",
+            request_serializer=InternalKVGetRequest.SerializeToString,
+            response_deserializer=InternalKVGetReply.FromString,
+        )
+        metadata = [("authorization", f"Bearer {token}")] if token else None
+        try:
+            return grpc.StatusCode.OK, call(request, timeout=PROBE_SECONDS, metadata=metadata)
+        except grpc.RpcError as error:
+            return error.code(), InternalKVGetReply()
+
+
+def _check_versions(cluster: dict[str, str], source: str) -> None:
+    """Raise InputError, naming both, where the cluster's Ray or Python is not this process's, as Ray demands."""
+    ray_version, python = compute_version_info()
+    parts = 2 if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor" else 3
+    for name, ours, theirs, count in (
+        ("Ray", ray_version, cluster.get("ray_version"), 9),
+        ("Python", python, cluster.get("python_version"), parts),
+    ):
+        if theirs is not None and theirs.split(".")[:count] != ours.split(".")[:count]:
+            raise InputError(
+                f"{source}: the cluster runs {name} {theirs} and this process {ours}; install the same on both, "
+                "or `latentsweep submit` the study, which runs on the cluster itself"
+            )
+
+
+@contextmanager
+def _authenticated(mode: AuthMode | None) -> Iterator[None]:
+    """Ray's authentication mode for the time of a connection; Ray turns it on for no explicit address."""
+    before = os.environ.get("RAY_AUTH_MODE")
+    if mode is None:
+        yield
+        return
+    os.environ["RAY_AUTH_MODE"] = mode
+    Config.initialize("")  # Ray reads the environment only once otherwise
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_AUTH_MODE"]
+        else:
+            os.environ["RAY_AUTH_MODE"] = before
+        Config.initialize("")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cluster_gpus() -> int:
+    """GPUs of the connected cluster: those it has, or as many as `ray up` lets it grow to where that is more."""
+    return max(int(ray.cluster_resources().get("GPU", 0)), gpus_to_grow_to(Path(BOOTSTRAP).expanduser()))
+
+
+def gpus_to_grow_to(bootstrap: Path) -> int:
+    """The most GPUs that a cluster's description allows; 0 where there is none on this machine."""
+    try:
+        cluster = yaml.safe_load(bootstrap.read_text(encoding="utf-8"))
+        kinds = cluster["available_node_types"].values()
+        most = cluster.get("max_workers", 2**31)
+        gpus = sorted(
+            (
+                int(kind.get("resources", {}).get("GPU", 0))
+                for kind in kinds
+                for _ in range(min(kind.get("max_workers", most), most))
+            ),
+            reverse=True,
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError):
+        return 0
+    return sum(gpus[:most])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,261 @@
+"""Connecting to Ray: what is wrong with an address is one sentence, found without Ray, which tries for minutes."""
+
+import json
+import os
+import platform
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import ray
+import yaml
+from ray._private import services
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # its stub lacks it
+from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
+
+from orchestrator import ray_session as ray_session_module
+from orchestrator.ray_session import gpus_to_grow_to, ray_session
+from search_spaces.errors import InputError
+
+TOKEN = "a-token-of-more-than-thirty-two-characters"
+OURS = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+
+
+class Head(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers the one question that a Ray head is asked before Ray connects, as Ray 2.60's does."""
+
+    def __init__(self) -> None:
+        self.token: str | None = TOKEN
+        self.address = ""
+        self.versions = dict(OURS)
+
+    def service(self, details: Any) -> Any:
+        """The handler of a call."""
+        if details.method != "/ray.rpc.InternalKVGcsService/InternalKVGet":
+            return None
+        shown = dict(details.invocation_metadata).get("authorization")
+
+        def answer(request: InternalKVGetRequest, context: grpc.ServicerContext) -> InternalKVGetReply:
+            if self.token is not None and shown != f"Bearer {self.token}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            assert (request.namespace, request.key) == (b"cluster", b"CLUSTER_METADATA")
+            return InternalKVGetReply(value=json.dumps(self.versions).encode())
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer, InternalKVGetRequest.FromString, InternalKVGetReply.SerializeToString
+        )
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    """A head on loopback, at `address`."""
+    made, server = Head(), grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((made,))
+    made.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield made
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, object]]:
+    """What `ray.init` was asked, and in which authentication mode; this machine has no token and no cluster."""
+    found: dict[str, object] = {}
+
+    def init(**options: object) -> None:
+        found.update(options, mode=os.environ.get("RAY_AUTH_MODE"))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    yield found
+    AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps a token that it has once read
+
+
+def refused(address: str, insecure: bool = False) -> str:
+    with pytest.raises(InputError) as error, ray_session(address, insecure):
+        pass
+    sentence = str(error.value)
+    assert sentence.startswith(f"--address {address}: ")
+    assert "\n" not in sentence
+    return sentence
+
+
+def connect(address: str, insecure: bool = False) -> None:
+    with ray_session(address, insecure):
+        pass
+
+
+def test_a_cluster_with_our_token_is_connected_to_with_it(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    connect(head.address)
+    assert asked["address"] == head.address
+    assert asked["mode"] == "token"
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_the_token_is_found_in_its_file(head: Any, asked: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
+    connect(head.address)
+    assert asked["mode"] == "token"
+
+
+def test_a_missing_token_is_said(head: Any, asked: dict[str, object]) -> None:
+    assert "asks for a token and there is none on this machine" in refused(head.address)
+    assert not asked
+
+
+def test_a_wrong_token_is_said_and_not_shown(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another" + TOKEN)
+    sentence = refused(head.address)
+    assert "does not know the token of this machine" in sentence
+    assert TOKEN not in sentence
+    assert not asked
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_a_cluster_that_asks_for_no_token_is_refused(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    head.token = None
+    if token:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    sentence = refused(head.address)
+    assert "asks nobody for a token" in sentence
+    assert "--insecure" in sentence
+    assert ("this machine's token is not asked for" in sentence) == (token is not None)
+    assert not asked
+    connect(head.address, insecure=True)
+    assert asked["mode"] == "disabled", "a token where none is asked for ends Ray's connection"
+    assert os.environ.get("RAY_AUTH_MODE") == ("token" if token else None)
+
+
+def test_who_has_turned_authentication_off_knows(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head.token = None
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    connect(head.address)
+    assert asked["address"] == head.address
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "other"), [("ray_version", "Ray", "2.54.0"), ("python_version", "Python", "3.12.1")]
+)
+def test_other_versions_are_named(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch, key: str, name: str, other: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    head.versions[key] = other
+    sentence = refused(head.address)
+    assert f"the cluster runs {name} {other} and this process {OURS[key]}" in sentence
+    assert not asked
+
+
+def test_another_patch_of_python_is_ours_where_ray_says_so(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    head.versions["python_version"] = OURS["python_version"].rpartition(".")[0] + ".99"
+    assert "Python" in refused(head.address)
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    connect(head.address)
+    assert asked
+
+
+def test_what_is_no_ray_head_is_said(asked: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_session_module, "PROBE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        sentence = refused(address)
+    assert "it is no Ray head" in sentence
+    assert "`latentsweep submit`" in sentence
+    assert not asked
+
+
+def test_an_address_file_of_a_dead_cluster_is_said(
+    asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: "127.0.0.1:1")
+    sentence = refused("auto")
+    assert re.search(r"nothing listens at [0-9.]+:1, where this machine's last cluster was", sentence)
+    assert not asked
+
+
+def test_a_machine_without_any_cluster_is_said(
+    asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    assert "no Ray cluster answers there" in refused("auto")
+    assert not asked
+
+
+def test_what_ray_itself_refuses_is_a_sentence(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not connect\nmore lines")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    assert refused(head.address).endswith("no Ray cluster answers there (Could not connect)")
+
+
+def test_without_an_address_a_local_instance_is_asked_for_by_name(
+    head: Any, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address file that a killed cluster leaves behind is followed by any other way of asking."""
+    with ray_session(None):
+        assert asked["address"] == "local"
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with ray_session(None):
+        assert asked["address"] == head.address
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "no-such-host.invalid:6379"]
+)
+def test_an_address_where_nothing_listens_is_told_without_asking_ray(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, object], address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS .*: nothing listens there"), ray_session(None):
+        pass
+    assert not asked
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_session_is_shared_and_left_open() -> None:
+    with ray_session(None):
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+
+
+def test_an_autoscaling_cluster_has_the_gpus_that_it_may_grow_to(tmp_path: Path) -> None:
+    bootstrap = tmp_path / "ray_bootstrap_config.yaml"
+    assert gpus_to_grow_to(bootstrap) == 0
+    cluster = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text(encoding="utf-8"))
+    bootstrap.write_text(yaml.safe_dump(cluster))
+    assert gpus_to_grow_to(bootstrap) == 8
+    cluster["available_node_types"]["large"] = {"resources": {"GPU": 4}, "max_workers": 1}
+    bootstrap.write_text(yaml.safe_dump(cluster))
+    assert gpus_to_grow_to(bootstrap) == 4 + 7, "eight machines in all"
+    bootstrap.write_text("not: [a cluster")
+    assert gpus_to_grow_to(bootstrap) == 0

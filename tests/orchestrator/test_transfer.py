@@ -1,0 +1,134 @@
+"""A study is brought from one root to another, whole or not at all, and twice without harm."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from orchestrator.catalog.frames import joined
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.tables import Tables
+from orchestrator.pool import InProcessPool
+from orchestrator.study_folder import StudyFolder
+from orchestrator.sweep import sweep
+from orchestrator.tracking import NullTracker
+from orchestrator.transfer import read_parcel, unpack, write_parcel
+from search_spaces.errors import InputError
+from tests.orchestrator.studies import fake_worker, grid, small_study
+
+
+def run(root: Path, seeds: int = 3, name: str = "small", token: str = "0") -> None:
+    study = small_study(name, seeds=seeds).model_copy(update={"token": token})
+    folder, tables = StudyFolder(str(root), study.name), Tables(root)
+    folder.pin(study, "study: small\n", {})
+    (folder.path / "lock").write_text("process 1")
+    strategy = grid(study, past_trials(tables, study.name))
+    sweep(study, strategy, InProcessPool(fake_worker(), 4), ParquetCatalog(tables, study), NullTracker())
+
+
+def parcel(root: Path, study: str = "small") -> str:
+    out = io.StringIO()
+    assert write_parcel(study, str(root), out) == 0
+    return out.getvalue()
+
+
+def bring(text: str, into: Path, study: str = "small") -> int:
+    tar = io.BytesIO()
+    read_parcel(text.splitlines(keepends=True), tar)
+    tar.seek(0)
+    return unpack(tar, study, str(into))[1]
+
+
+def test_folder_rows_and_pictures_arrive(tmp_path: Path) -> None:
+    run(tmp_path / "there")
+    run(tmp_path / "there", name="other", seeds=5)
+    images = bring(parcel(tmp_path / "there"), tmp_path / "here")
+    there, here = (joined(Tables(tmp_path / place), "small") for place in ("there", "here"))
+    order = [("trial", "ascending"), ("instance", "ascending")]
+    assert here.sort_by(order).equals(there.sort_by(order))
+    assert images == len(pc.unique(here["image_id"]))
+    assert set(Tables(tmp_path / "here").read("trials", ["study"])["study"].to_pylist()) == {"small"}
+    folder = StudyFolder(str(tmp_path / "here"), "small")
+    assert folder.pinned() == StudyFolder(str(tmp_path / "there"), "small").pinned()
+    assert not (folder.path / "lock").exists()
+
+
+def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
+    run(tmp_path / "there")
+    text = parcel(tmp_path / "there")
+    assert bring(text, tmp_path / "here") > 0
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*.parquet")}
+    assert bring(text, tmp_path / "here") == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*.parquet")} == before
+    run(tmp_path / "there", seeds=4)
+    assert bring(parcel(tmp_path / "there"), tmp_path / "here") == 5, "one of each candidate"
+    there, here = (Tables(tmp_path / place).read("trials").num_rows for place in ("there", "here"))
+    assert here == there
+
+
+def test_warnings_between_the_lines_do_no_harm(tmp_path: Path) -> None:
+    run(tmp_path / "there")
+    lines = parcel(tmp_path / "there").splitlines(keepends=True)
+    tar = io.BytesIO()
+    assert read_parcel(["a warning\n", lines[0], "another\n", *lines[1:], "bye\n"], tar) == [
+        "a warning",
+        "another",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost", "changed"])
+def test_what_does_not_arrive_whole_is_refused(tmp_path: Path, damage: str) -> None:
+    run(tmp_path / "there")
+    lines = parcel(tmp_path / "there").splitlines(keepends=True)
+    assert len(lines) > 3
+    if damage == "cut":
+        lines = lines[:-1]
+    elif damage == "lost":
+        del lines[1]
+    else:
+        lines[1] = lines[1].replace("A", "B")
+    with pytest.raises(InputError, match=r"fetch (it|them) again"):
+        bring("".join(lines), tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_an_unknown_study_is_said_with_those_there_are(tmp_path: Path) -> None:
+    run(tmp_path / "there")
+    out = io.StringIO()
+    assert write_parcel("smal", str(tmp_path / "there"), out) == 2
+    with pytest.raises(InputError, match=r"there is no study 'smal' under .* it has \['small'\]"):
+        read_parcel(out.getvalue().splitlines(keepends=True), io.BytesIO())
+
+
+def test_another_study_of_the_name_is_not_mixed_in(tmp_path: Path) -> None:
+    run(tmp_path / "there")
+    run(tmp_path / "here", token="1")
+    before = Tables(tmp_path / "here").read("trials").num_rows
+    with pytest.raises(InputError, match=r"has another study named 'small' .*--into"):
+        bring(parcel(tmp_path / "there"), tmp_path / "here")
+    assert Tables(tmp_path / "here").read("trials").num_rows == before
+
+
+def tar_with(name: str) -> io.BytesIO:
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as made:
+        entry = tarfile.TarInfo(name)
+        entry.size = 4
+        made.addfile(entry, io.BytesIO(b"evil"))
+    tar.seek(0)
+    return tar
+
+
+@pytest.mark.parametrize("name", ["../outside", "studies/small/../../../../outside"])
+def test_what_would_leave_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="would leave its folder"):
+        unpack(tar_with(name), "small", str(tmp_path / "in" / "here"))
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_an_absolute_name_leads_nowhere(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    assert unpack(tar_with(str(outside)), "small", str(tmp_path / "in" / "here"))[1] == 0
+    assert not outside.exists()
