@@ -431,6 +431,8 @@ def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
 class _DrawsNothing:
     """The pipeline of a worker that only scores."""
 
+    steps = 0
+
     def advance(
         self,
         new: Sequence[ImageRequest],

@@ -30,7 +30,11 @@ class Poisoned(Worker):
     """Dies with its process whenever it is given the poison."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker, self.batch = worker, worker.batch
+        self._worker, self.batch, self.device = worker, worker.batch, worker.device
+
+    @property
+    def steps(self) -> int:
+        return self._worker.steps
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
         if any(request.image_id == POISON for request in new):
@@ -59,9 +63,10 @@ def slow_worker(folder: Path) -> Worker:
 
 
 class Named(Poisoned):
-    """Says in which process it drew."""
+    """Says in which process it drew, and takes so long that another can join meanwhile."""
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
+        time.sleep(0.2)
         finished = self._worker.advance(new, cancelled)
         here = str(os.getpid())
         return [replace(item, provenance=replace(item.provenance, device=here)) for item in finished]

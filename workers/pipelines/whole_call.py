@@ -12,7 +12,7 @@ from PIL import Image
 
 from search_spaces.models import FAMILIES, ModelDescription
 from search_spaces.requests import Failed, ImageRequest, Value
-from workers.pipelines import Generated, Inputs
+from workers.pipelines import ALL_BLACK, HOLDS_NAN, Generated, Inputs
 
 PER_ROW = ("negative_prompt", "prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
 """Texts that may differ from image to image of one call; all other settings hold for the whole call."""
@@ -39,6 +39,13 @@ class WholeCallPipeline:
         self._pipeline, self._model, self._inputs, self._batch = pipeline, model, inputs, batch
         self._own_scheduler = pipeline.scheduler
         self._queue: list[ImageRequest] = []
+        self.steps = 0
+        for part in ("unet", "transformer"):
+            if isinstance(getattr(pipeline, part, None), torch.nn.Module):
+                getattr(pipeline, part).register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.steps += 1
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
         """One call's worth of pictures: the oldest request and those held that can share its call."""
@@ -158,10 +165,10 @@ def checked(image: Image.Image | np.ndarray[Any, Any], flagged: bool) -> Image.I
         return Failed("infeasible", "flagged by the model's safety checker")
     if not isinstance(image, Image.Image):
         if not np.isfinite(image).all():
-            return Failed("infeasible", "the picture holds NaN")
+            return Failed("infeasible", HOLDS_NAN)
         image = Image.fromarray((image * 255).round().astype("uint8"))
     if not any(high for _, high in _extrema(image)):
-        return Failed("infeasible", "the picture is all black")
+        return Failed("infeasible", ALL_BLACK)
     return image
 
 
