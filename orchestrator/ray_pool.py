@@ -62,6 +62,7 @@ __all__ = [
     "cluster_gpus",
     "cores",
     "gpu_places",
+    "limited",
     "ray_session",
 ]
 
@@ -122,6 +123,12 @@ def gpu_places() -> Places:
     """GPUs of the connected cluster now, and at most, where an autoscaler may start machines."""
     now = int(ray.cluster_resources().get("GPU", 0))
     return Places(now, max(now, _autoscaled().get("GPU", 0)))
+
+
+def limited(places: Callable[[], Places], workers: int | None) -> Places:
+    """Places for no more than so many workers, for which machines may be started where there are fewer."""
+    found = places()
+    return found if workers is None else Places(min(found.now, workers), workers)
 
 
 def _autoscaled() -> Mapping[str, int]:
@@ -304,6 +311,10 @@ class RayPool:
             self._session.enter_context(self._connect())
             self._connected = True
             self._shipped = ray.put(self._make_worker)
+            if (
+                ray.util.client.ray.is_connected()
+            ):  # the catalog is where we are, and that is not in the cluster
+                self._keeping = None
             if self._keeping:
                 self._keeping.start()
         now = time.monotonic()

@@ -56,9 +56,10 @@ class Worker:
         batch: int = 8,
         overlap: bool = False,
         image_format: ImageFormat = "png",
+        notes: Sequence[str] = (),
     ) -> None:
         self._pipeline, self._scorers, self.device = pipeline, scorers, device
-        self.batch = batch
+        self.batch, self.notes = batch, notes
         self._format: ImageFormat = image_format
         self._beside = ThreadPoolExecutor(1) if overlap else None
         self._unfinished: deque[Future[list[Finished]]] = deque()
