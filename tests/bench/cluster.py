@@ -6,9 +6,9 @@ Every actor takes 4 s for a batch of four and returns PNGs of 500 kB; the rest i
 on disk. Figures: `efficiency_N`, images per second of N actors over N times what one could make, from the moment
 when all have brought their first batch until the last are given theirs; `driver_cpu_s_per_1000`, CPU seconds of the
 driver's process per 1,000 images; `writer_cpu_s_per_1000`, those of the process that writes the pictures;
-`driver_mb_begin` and `driver_mb_end`, its memory then; `peak_unwritten_mb`; `cpu_busy_N`, the share of the machine's
-CPU time that was used. `…, driver writes`: the same without that process. `replaced_s`: from SIGKILL of an actor to
-the first picture of its replacement; `made_twice`: images that were begun again for it.
+`driver_mb_begin` and `driver_mb_end`, its memory then; `peak_unwritten_images`; `cpu_busy_N`, the share of the
+machine's CPU time that was used, by whatever. `…, driver writes`: the same without that process. `replaced_s`: from
+SIGKILL of an actor to the first picture of its replacement; `made_twice`: images that were begun again for it.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -126,37 +127,48 @@ def writer_pid() -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is: images that are durable, those made but not durable yet, and CPU seconds so far."""
+
+    time: float
+    durable: int
+    unwritten: int
+    driver: float
+    writer: float
+    machine: tuple[float, float]  # used, and all
+
+
 class Window:
     """The time from the moment when every actor has brought a batch until the last are given theirs."""
 
     def __init__(self, pool: RayPool, actors: int, images: int) -> None:
         self._pool, self._actors = pool, actors
         self._last = images - CALLS_AHEAD * BATCH * actors
-        self.begun: tuple[float, int, float, float, tuple[float, float]] | None = None
-        self.ended: tuple[float, int, float, float, tuple[float, float]] | None = None
-        self.peak_unwritten = 0.0
+        self.begun: Moment | None = None
+        self.ended: Moment | None = None
+        self.peak_unwritten = 0
         self._writer: int | None = None
         self._seen = 0
 
     def watch(self, progress: Progress) -> None:
         """Take note of a progress."""
-        keeping = self._pool._keeping
-        if keeping is not None:
-            unwritten = sum(waiting.parcel.size for waiting in keeping._all()) / 1e6
-            self.peak_unwritten = max(self.peak_unwritten, unwritten)
-        if self.begun is None:
-            dealer = self._pool._dealer
-            loaded = [member for member in dealer.members if member.loaded]
-            if len(loaded) == self._actors and progress.generated >= BATCH * self._actors:
-                self.begun = self._now(progress)
-        elif self._seen < progress.generated <= self._last:
-            self.ended = self._now(progress)
+        unwritten = self._pool._keeping.images if self._pool._keeping else 0
+        self.peak_unwritten = max(self.peak_unwritten, unwritten)
+        if progress.generated == self._seen:
+            return
         self._seen = progress.generated
+        loaded = [member for member in self._pool._dealer.members if member.loaded]
+        if self.begun is None:
+            if len(loaded) == self._actors and progress.generated >= BATCH * self._actors:
+                self.begun = self._now(progress.generated, unwritten)
+        elif progress.generated <= self._last:
+            self.ended = self._now(progress.generated, unwritten)
 
-    def _now(self, progress: Progress) -> tuple[float, int, float, float, tuple[float, float]]:
+    def _now(self, durable: int, unwritten: int) -> Moment:
         self._writer = self._writer or writer_pid()
         writer = cpu_seconds(self._writer) if self._writer else 0.0
-        return time.monotonic(), progress.generated, time.process_time(), writer, machine_busy()
+        return Moment(time.monotonic(), durable, unwritten, time.process_time(), writer, machine_busy())
 
 
 def scale(folder: Path, actors: int, rounds: int, seconds: float, writer: bool) -> dict[str, float]:
@@ -180,21 +192,22 @@ def scale(folder: Path, actors: int, rounds: int, seconds: float, writer: bool) 
         pool.close()
     assert window.begun is not None
     assert window.ended is not None
-    begun, first, cpu, writer_cpu, (used, total) = window.begun
-    ended, last, cpu_end, writer_end, (used_end, total_end) = window.ended
-    images = last - first
+    begun, ended = window.begun, window.ended
+    seconds_taken, images = ended.time - begun.time, ended.durable - begun.durable
+    fresh = images - begun.unwritten  # what was made before does not count as fast
+    used, total = (end - begin for begin, end in zip(begun.machine, ended.machine, strict=True))
     name = f"{actors}" if writer else f"{actors}, driver writes"
     figures = {
-        f"efficiency_{name}": images / (ended - begun) / (actors * BATCH / seconds),
-        f"images_per_s_{name}": images / (ended - begun),
-        f"driver_cpu_s_per_1000_{name}": 1000 * (cpu_end - cpu) / images,
-        f"cpu_busy_{name}": (used_end - used) / (total_end - total),
+        f"efficiency_{name}": fresh / seconds_taken / (actors * BATCH / seconds),
+        f"images_per_s_{name}": fresh / seconds_taken,
+        f"driver_cpu_s_per_1000_{name}": 1000 * (ended.driver - begun.driver) / images,
+        f"cpu_busy_{name}": used / total,
         f"driver_mb_begin_{name}": memory,
         f"driver_mb_end_{name}": megabytes(),
     }
     if writer:
-        figures[f"writer_cpu_s_per_1000_{name}"] = 1000 * (writer_end - writer_cpu) / images
-        figures[f"peak_unwritten_mb_{name}"] = window.peak_unwritten
+        figures[f"writer_cpu_s_per_1000_{name}"] = 1000 * (ended.writer - begun.writer) / images
+        figures[f"peak_unwritten_images_{name}"] = float(window.peak_unwritten)
     return figures
 
 
