@@ -127,7 +127,7 @@ class Dealer:
         self._suspects: deque[ImageRequest] = deque()  # were held by a worker that died
         self._to_score: deque[tuple[ImageRequest, Picture]] = deque()
         self._deaths: dict[str, int] = {}
-        self._deaths_in_a_row = 0
+        self._deaths_in_a_row = self._never_arrived = 0
         self._second: dict[str, tuple[Member, Done]] = {}  # who failed at a request that another is to try
         self._ready: list[Done] = []
         self._keepers: dict[str, Member] = {}  # who keeps a request that was looked at
@@ -216,6 +216,7 @@ class Dealer:
     def arrived(self, member: Member, where: str, now: float) -> None:
         """A worker has found a place on a machine and begins to load."""
         member.where, member.heard = where, now
+        self._never_arrived = 0
 
     def loaded(self, member: Member, batch: int, device: str, now: float) -> None:
         """A worker is ready; it wants `batch` requests at a time."""
@@ -280,7 +281,14 @@ class Dealer:
         self._keepers = {i: owner for i, owner in self._keepers.items() if owner is not member}
         held = {i: request for i, request in member.held.items() if i not in member.to_forget}
         again = f"; {len(held)} images are tried again" if held else ""
-        gone = f"{member.where} is gone with its workers" if machine and member.where else None
+        gone = f"{member.where} is gone with its workers" if machine else None
+        if not member.where:  # it was sent to a machine that was gone already, and is sent elsewhere
+            self._never_arrived += 1
+            if self._never_arrived >= DEATHS_IN_A_ROW * (1 + len(self.members)):
+                raise PoolError(
+                    f"{self._never_arrived} workers died before they had begun; the last: {cause}"
+                )
+            return
         if gone is None:
             self.notices.append(f"{member} died ({cause}){again}")
         elif not any(notice.startswith(gone) for notice in self.notices[-len(self.members) - 1 :]):

@@ -48,18 +48,23 @@ SIDE = 408  # of a picture of noise, which takes 500 kB as PNG
 CANDIDATES = 5  # of the small study
 
 
+def score_of(image_id: str) -> float:
+    """The score that an image has, which tells it from others."""
+    return float(int(image_id[:6], 16))
+
+
 class Sleeper(Worker):
     """Sleeps for a batch, then gives back pictures that were encoded beforehand, each with its own id in it.
 
     Notes in a file what it begins, and in which process.
     """
 
-    def __init__(self, log: Path, seconds: float) -> None:
+    def __init__(self, log: Path, seconds: float, side: int = SIDE) -> None:
         super().__init__(FakePipeline(BATCH), {}, str(os.getpid()), BATCH)
         buffer = BytesIO()
-        noise = random.Random(0).randbytes(3 * SIDE * SIDE)
-        Image.frombytes("RGB", (SIDE, SIDE), noise).save(buffer, "PNG", compress_level=0)
-        self._png, self._log, self._seconds = buffer.getvalue(), log, seconds
+        noise = random.Random(0).randbytes(3 * side * side)
+        Image.frombytes("RGB", (side, side), noise).save(buffer, "PNG", compress_level=0)
+        self._png, self._log, self._seconds, self._side = buffer.getvalue(), log, seconds, side
         self._waiting: deque[ImageRequest] = deque()
         self._made = 0
 
@@ -76,9 +81,10 @@ class Sleeper(Worker):
             log.write("".join(f"{os.getpid()} {request.image_id}\n" for request in batch))
         time.sleep(self._seconds * len(batch) / BATCH)
         self._made += len(batch)
-        made = Provenance(self.device, SIDE, SIDE, 30, self._seconds / BATCH, 0.0)
-        score = Scored({"clip_score": 1.0})
-        return [Finished(request, score, self._signed(request), made) for request in batch]
+        made = Provenance(self.device, self._side, self._side, 30, self._seconds / BATCH, 0.0)
+        return [
+            Finished(r, Scored({"clip_score": score_of(r.image_id)}), self._signed(r), made) for r in batch
+        ]
 
     def _signed(self, request: ImageRequest) -> bytes:
         """The picture with the request's id as a text chunk before its end."""

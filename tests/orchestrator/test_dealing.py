@@ -43,7 +43,7 @@ def good(member: Member, request: ImageRequest) -> Outcome:
 
 @dataclass
 class World:
-    """Carries out what a dealer says, at once and in memory; a member's calls end in their order, when they are let."""
+    """Carries out what a dealer says, at once and in memory; a member's calls end in their order, once they may."""
 
     places: Places
     batch: int = 4
@@ -418,3 +418,14 @@ def test_one_line_for_a_machine_with_many_workers() -> None:
         world.die(member, machine=True)
     assert len(world.dealer.notices) == 1
     assert "is gone with its workers" in world.dealer.notices[0]
+
+
+def test_who_dies_before_it_arrives_is_sent_again_without_a_word_but_not_for_ever() -> None:
+    world = World(Places(1, 1), arrives=False)
+    world.dealer.submit(REQUESTS[:4])
+    world.go()
+    for _ in range(DEATHS_IN_A_ROW - 1):
+        world.die(world.dealer.members[0])
+    assert world.dealer.notices == []
+    with pytest.raises(PoolError, match="10 workers died before they had begun; the last: it was killed"):
+        world.die(world.dealer.members[0])
