@@ -38,6 +38,7 @@ from orchestrator.ray_pool import CALLS_AHEAD, RayPool, ray_session
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.requests import ImageRequest, Scored
+from search_spaces.study import Study
 from tests.orchestrator.studies import grid, requests_of, small_study
 from workers.pipelines.fake import FakePipeline
 from workers.worker import Finished, Provenance, Worker
@@ -122,15 +123,12 @@ def machine_busy() -> tuple[float, float]:
     return (all_ticks - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK"), all_ticks / os.sysconf("SC_CLK_TCK")
 
 
-def writer_pid() -> int | None:
-    """The process that writes pictures, if there is one."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::RayWriter"):
-                return int(folder.name)
-        except OSError:
-            continue
-    return None
+class NotedWriter(CatalogWriter):
+    """Leaves its process id in a file."""
+
+    def __init__(self, note: Path, root: str, study: Study) -> None:
+        super().__init__(root, study)
+        note.write_text(str(os.getpid()), encoding="ascii")
 
 
 @dataclass(frozen=True)
@@ -148,13 +146,12 @@ class Moment:
 class Window:
     """The time from the moment when every actor has brought a batch until the last are given theirs."""
 
-    def __init__(self, pool: RayPool, actors: int, images: int) -> None:
-        self._pool, self._actors = pool, actors
+    def __init__(self, pool: RayPool, actors: int, images: int, writer: Path) -> None:
+        self._pool, self._actors, self._writer = pool, actors, writer
         self._last = images - CALLS_AHEAD * BATCH * actors
         self.begun: Moment | None = None
         self.ended: Moment | None = None
         self.peak_unwritten = 0
-        self._writer: int | None = None
         self._seen = 0
 
     def watch(self, progress: Progress) -> None:
@@ -172,8 +169,7 @@ class Window:
             self.ended = self._now(progress.generated, unwritten)
 
     def _now(self, durable: int, unwritten: int) -> Moment:
-        self._writer = self._writer or writer_pid()
-        writer = cpu_seconds(self._writer) if self._writer else 0.0
+        writer = cpu_seconds(int(self._writer.read_text(encoding="ascii"))) if self._writer.exists() else 0.0
         return Moment(time.monotonic(), durable, unwritten, time.process_time(), writer, machine_busy())
 
 
@@ -181,15 +177,16 @@ def scale(folder: Path, actors: int, rounds: int, seconds: float, writer: bool) 
     """A study over so many actors; its figures."""
     seeds = max(1, actors * BATCH * rounds // CANDIDATES)
     study, root = small_study("bench", seeds=seeds), folder / f"{actors}-{writer}"
+    note = folder / f"{actors}-{writer}.pid"
     pool = RayPool(
         nullcontext,
         partial(Sleeper, folder / f"{actors}-{writer}.log", seconds),
         actors,
         BATCH,
         num_cpus=0.01,
-        make_writer=partial(CatalogWriter, str(root), study) if writer else None,
+        make_writer=partial(NotedWriter, note, str(root), study) if writer else None,
     )
-    window = Window(pool, actors, CANDIDATES * seeds)
+    window = Window(pool, actors, CANDIDATES * seeds, note)
     memory = megabytes()
     try:
         catalog = ParquetCatalog(Tables(root), study)

@@ -66,7 +66,7 @@ def cluster() -> Iterator[Cluster]:
 class Trial:
     """One study in a folder of its own, over nodes of a cluster."""
 
-    cluster: Cluster
+    cluster: Cluster | None
     folder: Path
     nodes: list[Any] = field(default_factory=list)
     seeds: int = 24
@@ -80,6 +80,7 @@ class Trial:
         self.progress = Progress()
 
     def add_node(self, gpus: int = 1) -> Any:
+        assert self.cluster is not None
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=gpus))
         return self.nodes[-1]
 
@@ -261,10 +262,9 @@ def test_a_node_that_joins_late_gets_work(trial: Trial) -> None:
     begun = time.monotonic()
 
     def between() -> None:
-        waited = time.monotonic() - begun
-        if not trial.nodes and waited > 1:  # the study waits for a first one
-            trial.add_node()
-        elif len(trial.nodes) == 1 and len(made(trial.folder / "made.log")) > 10:
+        waits_for_a_first = not trial.nodes and time.monotonic() - begun > 1
+        drawn = len(made(trial.folder / "made.log"))
+        if waits_for_a_first or (len(trial.nodes) == 1 and drawn > 10):
             trial.add_node()
 
     assert trial.run(between=between) == []
