@@ -225,8 +225,13 @@ class Dealer:
         member.heard, member.idle_since = now, now
 
     def refused(self, member: Member, why: str) -> None:
-        """A worker that is not to be used: it keeps its device, so that no other starts there."""
+        """A worker that is not to be used: it keeps its device, so that no other starts there.
+
+        Raises PoolError where no other is left.
+        """
         self._close(member, f"{member} is not used: {why}")
+        if not self.able:
+            raise PoolError(f"no worker is left that can be used: {why}")
 
     def returned(self, member: Member, call: int, results: Sequence[Done], now: float) -> None:
         """A call came back with results."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,11 @@ from orchestrator import dealing
 from orchestrator.catalog.frames import joined
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
+from orchestrator.pool import Done
 from orchestrator.ray_pool import RayPool, gpu_places
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
+from orchestrator.versions import versions
 from search_spaces.errors import InputError
 from search_spaces.requests import Failed, Scored
 from search_spaces.study import Study
@@ -89,7 +92,7 @@ class Trial:
     ) -> list[str]:
         """The study to its end, with something going on beside it, or between its turns; the pool's notices."""
         self.pool = RayPool(
-            lambda: threading.Lock(),  # a context that is entered and left
+            nullcontext,
             partial(Faulty, self.folder),
             workers=2,
             batch=BATCH,
@@ -361,7 +364,7 @@ def test_idle_actors_are_let_go_and_a_warm_one_stays(trial: Trial, monkeypatch: 
     monkeypatch.setattr(dealing, "IDLE_SECONDS", 1.0)
     trial.add_node(gpus=2)
     pool = RayPool(
-        lambda: threading.Lock(),
+        nullcontext,
         partial(Faulty, trial.folder),
         2,
         BATCH,
@@ -370,7 +373,7 @@ def test_idle_actors_are_let_go_and_a_warm_one_stays(trial: Trial, monkeypatch: 
         places=gpu_places,
     )
     pool.submit(list(trial.requests.values()))
-    found = []
+    found: list[Done] = []
     while pool.outstanding:
         found += pool.next_done(0.2)
     assert len(trial.workers()) == 2
@@ -389,10 +392,8 @@ def test_idle_actors_are_let_go_and_a_warm_one_stays(trial: Trial, monkeypatch: 
 def test_other_versions_on_a_worker_are_refused_by_name(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import ray_pool
-
-    here = ray_pool.versions()
-    monkeypatch.setattr(ray_pool, "versions", lambda: {**here, "torch": "1.0"})
+    here = versions()
+    monkeypatch.setattr("orchestrator.ray_pool.versions", lambda: {**here, "torch": "1.0"})
     trial.add_node()
     with pytest.raises(InputError, match=rf"has torch {here['torch'].partition('+')[0]}.* instead of 1\.0"):
         trial.run()

@@ -54,19 +54,20 @@ def link() -> Iterator[Link]:
             ip("link", "set", far, "netns", found.namespace)
             ip("addr", "add", f"{HERE}/30", "dev", found.cable)
             ip("link", "set", found.cable, "up")
-            for words in (
+            inside: list[tuple[str, ...]] = [
                 ("addr", "add", f"{THERE}/30", "dev", far),
                 ("link", "set", far, "up"),
                 ("link", "set", "lo", "up"),
-            ):
+            ]
+            for words in inside:
                 ip("netns", "exec", found.namespace, "ip", *words)
         except subprocess.CalledProcessError as error:
             pytest.skip(f"this machine makes no network namespaces: {error.stderr.decode().strip()}")
         yield found
     finally:
-        for words in (("link", "del", found.cable), ("netns", "del", found.namespace)):
+        for kind, name in (("link", found.cable), ("netns", found.namespace)):
             with suppress(subprocess.CalledProcessError):
-                ip(*words)
+                ip(kind, "del", name)
 
 
 def start(folder: Path, name: str, *words: str, inside: str | None = None) -> "subprocess.Popen[bytes]":

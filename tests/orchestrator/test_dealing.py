@@ -429,3 +429,16 @@ def test_who_dies_before_it_arrives_is_sent_again_without_a_word_but_not_for_eve
     assert world.dealer.notices == []
     with pytest.raises(PoolError, match="10 workers died before they had begun; the last: it was killed"):
         world.die(world.dealer.members[0])
+
+
+def test_who_is_refused_keeps_its_place_and_the_last_one_ends_the_pool() -> None:
+    world = World(Places(2, 2))
+    world.dealer.submit(REQUESTS[:16])
+    world.go()
+    first, second = world.dealer.members
+    world.dealer.refused(first, "it has another torch")
+    world.go()
+    assert world.dealer.members == [first, second]
+    assert first.held == {}
+    with pytest.raises(PoolError, match="no worker is left that can be used: it has another ray"):
+        world.dealer.refused(second, "it has another ray")

@@ -40,12 +40,6 @@ class WholeCallPipeline:
         self._own_scheduler = pipeline.scheduler
         self._queue: list[ImageRequest] = []
         self.steps = 0
-        for part in ("unet", "transformer"):
-            if isinstance(getattr(pipeline, part, None), torch.nn.Module):
-                getattr(pipeline, part).register_forward_pre_hook(self._count)
-
-    def _count(self, *_: object) -> None:
-        self.steps += 1
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
         """One call's worth of pictures: the oldest request and those held that can share its call."""
@@ -74,7 +68,7 @@ class WholeCallPipeline:
         """One call for the group; if it fails, each request alone, so that only the guilty one is lost."""
         begun = time.perf_counter()
         try:
-            with counted_calls(getattr(self._pipeline, "unet", None)) as calls:
+            with counted_calls(getattr(self._pipeline, "unet", None)) as calls, self._counting_steps():
                 pictures = self._call(group)
         except torch.OutOfMemoryError as error:
             failed, part = Failed("lost", f"out of memory: {first_line(error)}"), (len(group) + 1) // 2
@@ -92,6 +86,23 @@ class WholeCallPipeline:
         torch.cuda.empty_cache()
         parts = [group[first : first + part] for first in range(0, len(group), part)]
         return [made for each in parts for made in self._generate(each)]
+
+    @contextmanager
+    def _counting_steps(self) -> Iterator[None]:
+        """Let `steps` grow with every call of what draws, within one call of the pipeline too."""
+
+        def count_one(*_: object) -> None:
+            self.steps += 1
+
+        parts = [getattr(self._pipeline, name, None) for name in ("unet", "transformer")]
+        hooks = [
+            part.register_forward_pre_hook(count_one) for part in parts if isinstance(part, torch.nn.Module)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _call(self, group: Sequence[ImageRequest]) -> list[Image.Image | Failed]:
         arguments = call_arguments(group, self._model, self._inputs)
