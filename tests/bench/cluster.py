@@ -6,9 +6,11 @@ Every actor takes 4 s for a batch of four and returns PNGs of 500 kB; the rest i
 on disk. Figures: `efficiency_N`, images per second of N actors over N times what one could make, from the moment
 when all have brought their first batch until the last are given theirs; `driver_cpu_s_per_1000`, CPU seconds of the
 driver's process per 1,000 images; `writer_cpu_s_per_1000`, those of the process that writes the pictures;
-`driver_mb_begin` and `driver_mb_end`, its memory then; `peak_unwritten_images`; `cpu_busy_N`, the share of the
-machine's CPU time that was used, by whatever. `…, driver writes`: the same without that process. `replaced_s`: from
-SIGKILL of an actor to the first picture of its replacement; `made_twice`: images that were begun again for it.
+`driver_mb_begin` and `driver_mb_end`, its memory then; `unwritten_begin`, `unwritten_end` and `unwritten_peak`, images
+made and not durable yet, in that time (were there more and more, the writer would be the limit); `cpu_busy_N`, the
+share of the machine's CPU time that was used, by whatever. `…, driver writes`: the same without that process.
+`replaced_s`: from SIGKILL of an actor to the first picture of its replacement; `made_twice`: images that were begun
+again for it.
 """
 
 import argparse
@@ -197,12 +199,12 @@ def scale(folder: Path, actors: int, rounds: int, seconds: float, writer: bool) 
     assert window.ended is not None
     begun, ended = window.begun, window.ended
     seconds_taken, images = ended.time - begun.time, ended.durable - begun.durable
-    fresh = images - begun.unwritten  # what was made before does not count as fast
+    made_meanwhile = images + ended.unwritten - begun.unwritten
     used, total = (end - begin for begin, end in zip(begun.machine, ended.machine, strict=True))
     name = f"{actors}" if writer else f"{actors}, driver writes"
     figures = {
-        f"efficiency_{name}": fresh / seconds_taken / (actors * BATCH / seconds),
-        f"images_per_s_{name}": fresh / seconds_taken,
+        f"efficiency_{name}": made_meanwhile / seconds_taken / (actors * BATCH / seconds),
+        f"images_per_s_{name}": made_meanwhile / seconds_taken,
         f"driver_cpu_s_per_1000_{name}": 1000 * (ended.driver - begun.driver) / images,
         f"cpu_busy_{name}": used / total,
         f"driver_mb_begin_{name}": memory,
@@ -210,7 +212,9 @@ def scale(folder: Path, actors: int, rounds: int, seconds: float, writer: bool) 
     }
     if writer:
         figures[f"writer_cpu_s_per_1000_{name}"] = 1000 * (ended.writer - begun.writer) / images
-        figures[f"peak_unwritten_images_{name}"] = float(window.peak_unwritten)
+        figures[f"unwritten_begin_{name}"] = float(begun.unwritten)
+        figures[f"unwritten_end_{name}"] = float(ended.unwritten)
+        figures[f"unwritten_peak_{name}"] = float(window.peak_unwritten)
     return figures
 
 
