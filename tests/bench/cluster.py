@@ -6,7 +6,7 @@ Every actor takes 4 s for a batch of four and returns PNGs of 500 kB; the rest i
 on disk. Figures: `efficiency_N`, images per second of N actors over N times what one could make, from the moment
 when all have brought their first batch until the last are given theirs; `driver_cpu_s_per_1000`, CPU seconds of the
 driver's process per 1,000 images; `writer_cpu_s_per_1000`, those of the process that writes the pictures;
-`driver_mb_begin` and `driver_mb_end`, its memory then; `unwritten_begin`, `unwritten_end` and `unwritten_peak`, images
+`driver_mb_begin` and `driver_mb_end`, its memory then; `unwritten_begin`, `_end` and `_peak`, images
 made and not durable yet, in that time (were there more and more, the writer would be the limit); `cpu_busy_N`, the
 share of the machine's CPU time that was used, by whatever. `…, driver writes`: the same without that process.
 `replaced_s`: from SIGKILL of an actor to the first picture of its replacement; `made_twice`: images that were begun
