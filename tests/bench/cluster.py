@@ -14,6 +14,7 @@ again for it.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -84,10 +85,13 @@ class Sleeper(Worker):
             log.write("".join(f"{os.getpid()} {request.image_id}\n" for request in batch))
         time.sleep(self._seconds * len(batch) / BATCH)
         self._made += len(batch)
-        made = Provenance(self.device, self._side, self._side, 30, self._seconds / BATCH, 0.0)
-        return [
-            Finished(r, Scored({"clip_score": score_of(r.image_id)}), self._signed(r), made) for r in batch
-        ]
+        return [self._finished(request) for request in batch]
+
+    def _finished(self, request: ImageRequest) -> Finished:
+        png, side = self._signed(request), self._side
+        digest = hashlib.sha256(png).hexdigest()  # as a worker does
+        made = Provenance(self.device, side, side, 30, self._seconds / BATCH, 0.0, digest)
+        return Finished(request, Scored({"clip_score": score_of(request.image_id)}), png, made)
 
     def _signed(self, request: ImageRequest) -> bytes:
         """The picture with the request's id as a text chunk before its end."""
