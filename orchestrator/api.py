@@ -167,7 +167,8 @@ def run(
             folder.pin(resolved.study, resolved.text, resolved.images)
             board = wiring.make_dashboard(resolved.study, root, dashboard)
             crew = wiring.crew(resolved.study, workers, gpus(), batch)
-            pool = wiring.make_pool(resolved, crew, connect)
+            cluster = wiring.Cluster(root, workers) if clustered else None
+            pool = wiring.make_pool(resolved, crew, connect, cluster, say)
             figures = session.enter_context(Metrics(resolved.study.name, metrics)) if metrics else None
             for warning in resolved.warnings:
                 say(f"note: {warning}")

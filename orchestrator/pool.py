@@ -29,6 +29,15 @@ class PngPicture:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A picture that is durable in the catalog already, and has left the workers."""
+
+    def png(self) -> bytes:
+        """Raises LookupError: whoever wants to see it reads it from the catalog."""
+        raise LookupError("the picture is in the catalog")
+
+
+@dataclass(frozen=True)
 class Done:
     """A finished request as the loop sees it; `picture` is None where there is none to keep."""
 
@@ -37,6 +46,14 @@ class Done:
     provenance: Provenance
     picture: Picture | None
     notes: tuple[str, ...] = ()
+
+
+class PictureWriter(Protocol):
+    """Writes pictures into the catalog beside the loop."""
+
+    def write(self, done: Sequence[Done]) -> None:
+        """Keep pictures of finished requests, which are durable on return. Raises OSError where they cannot be."""
+        ...
 
 
 class Pool(Protocol):

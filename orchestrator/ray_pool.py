@@ -1,92 +1,112 @@
 """The pool of Ray actors: each holds one worker, stays warm, and has its next work waiting while it computes."""
 
+import logging
+import math
+import socket
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
-from orchestrator.pool import Done, Picture, PngPicture, done
+from orchestrator.dealing import (
+    Advance,
+    Dealer,
+    Instruction,
+    Member,
+    Places,
+    PoolError,
+    Start,
+    Stop,
+)
+from orchestrator.keeping import LATE_SECONDS, Keeping, lost_notice
+from orchestrator.pool import Done, Picture, PictureWriter, done
+from orchestrator.ray_worker import Arrived, Loaded, Parcel, RayWorker
+from orchestrator.versions import difference, versions
 from search_spaces.errors import InputError
-from search_spaces.requests import Failed, ImageRequest, Looked
-from workers.worker import Finished, Provenance, Worker
+from search_spaces.requests import ImageRequest
+from workers.worker import Finished, Worker
 
-CALLS_AHEAD = 2  # one computing, one waiting: a third gains nothing
-DEATHS_ALONE = 2
-"""Deaths of actors that held a request and nothing else, after which the request counts as lost."""
+log = logging.getLogger(__name__)
 
-DEATHS_IN_A_ROW = 10
-"""Deaths of actors without one finished request in between, after which the pool gives up."""
+STALL_SECONDS = 600.0
+"""That an actor may work without getting anywhere, by default."""
 
+LOAD_SECONDS = 3600.0
+"""That an actor may take to load: tens of gigabytes from a hub, once for a machine."""
 
-class PoolError(Exception):
-    """The pool cannot go on; one sentence says why."""
+MOST_SIGN_SECONDS = 30.0
+"""After which an actor that is silent is asked how far it is."""
 
+PLACES_SECONDS = 2.0
+"""Between two counts of the cluster's places."""
 
-class _RayWorker:
-    """A worker inside an actor. Pictures leave it as one packed buffer beside their metadata."""
+NODE_SECONDS = 2.0
+"""That a machine may take to answer, when one of its processes has died."""
 
-    def __init__(self) -> None:
-        self._worker: Worker | None = None
-
-    def load(self, make_worker: Callable[[], Worker]) -> int:
-        """Make the worker; how many requests it wants at a time."""
-        self._worker = make_worker()
-        return self._worker.batch
-
-    def advance(
-        self, new: Sequence[ImageRequest], cancelled: Collection[str]
-    ) -> tuple[list[tuple[Finished, int]], "np.ndarray[Any, Any]"]:
-        assert self._worker is not None
-        return _packed(self._worker.advance(new, cancelled))
-
-    def score(
-        self, stored: Sequence[tuple[ImageRequest, bytes]]
-    ) -> tuple[list[tuple[Finished, int]], "np.ndarray[Any, Any]"]:
-        assert self._worker is not None
-        return _packed(self._worker.score(stored))
+LONGEST_WAIT = 1.0
+"""Between two looks at what hangs and what has joined."""
 
 
-def _packed(results: Sequence[Finished]) -> tuple[list[tuple[Finished, int]], "np.ndarray[Any, Any]"]:
-    """Results without bytes, each with its PNG's length, and all PNGs in one buffer."""
-    pngs = [finished.png or b"" for finished in results]
-    bare = [(replace(finished, png=None), len(png)) for finished, png in zip(results, pngs, strict=True)]
-    return bare, np.frombuffer(b"".join(pngs), dtype=np.uint8)
+def _node_is_alive(node: str | None) -> bool:
+    """Whether a machine is there, asked of itself: Ray takes up to a minute to notice that one is gone."""
+    for found in ray.nodes():
+        if found["NodeID"] == node:
+            return bool(found["Alive"]) and _answers(found["NodeManagerAddress"], found["NodeManagerPort"])
+    return node is None
 
 
-@dataclass
-class _Call:
-    """One call under way: what it returns, and what it was given to forget."""
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=NODE_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
-    buffer: Any
-    cancelled: set[str]
-    loading: bool = False
 
-
-@dataclass
+@dataclass(eq=False)
 class _Actor:
-    """One actor as the driver knows it."""
+    """One actor as Ray knows it, and when it was last asked how far it is."""
 
     handle: Any
-    batch: int
-    calls: dict[Any, _Call] = field(default_factory=dict)  # by the reference of the metadata
-    held: dict[str, ImageRequest] = field(default_factory=dict)
-    stored: dict[str, Picture] = field(default_factory=dict)
-    to_forget: set[str] = field(default_factory=set)
-    suspect: str | None = None  # the one request that it holds alone
+    node: str | None = None
+    steps: int = -1
+    asked: float = 0.0
+    is_asked: bool = False
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call under way; of one that works, its number and the reference of its pictures."""
+
+    member: Member
+    kind: Literal["arrive", "load", "steps", "work"]
+    number: int = 0
+    buffer: Any = None
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A picture in the object store, of which this process sees no byte."""
+
+    buffer: Any
+    start: int
+    length: int
+
+    def png(self) -> bytes:
+        """The picture's PNG bytes."""
+        data: bytes = ray.get(self.buffer)[self.start : self.start + self.length].tobytes()
+        return data
 
 
 class RayPool:
-    """`workers` actors with `num_cpus` or `num_gpus` each. The driver owns retries: Ray is told to do none.
+    """Actors with `num_cpus` or `num_gpus` each. The driver owns retries: Ray is told to do none.
 
-    Requests whose actor dies are tried again, each alone on an actor, so that one that kills its actor is
-    told from its companions; after `DEATHS_ALONE` deaths it is `Failed` (lost). Ray and the actors are
-    started with the first request, so that a study that lacks nothing starts nothing.
+    Who does what, `Dealer` decides. Ray and the actors are started with the first request, so that a study that
+    lacks nothing starts nothing.
     """
 
     def __init__(
@@ -97,228 +117,295 @@ class RayPool:
         batch: int,
         num_cpus: float = 1,
         num_gpus: float = 0,
+        places: Callable[[], Places] | None = None,
+        make_writer: Callable[[], PictureWriter] | None = None,
+        stall_timeout: float = STALL_SECONDS,
+        load_timeout: float = LOAD_SECONDS,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`workers` actors, or as many as there are `places` and use for; `batch` requests each until it has loaded.
+
+        With `make_writer`, pictures are written into the catalog by a process of its own, before their results are
+        told. An actor that loads for longer than `load_timeout` seconds, or works for longer than `stall_timeout`
+        without getting anywhere, is replaced. `say` hears each notice at once.
+        """
         self._connect, self._session = connect, ExitStack()
-        self._make_worker, self._batch, self._workers = make_worker, batch, workers
-        self._remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0)(
-            _RayWorker
-        )
-        self._queue: deque[ImageRequest] = deque()
-        self._suspects: deque[ImageRequest] = deque()  # were held by an actor that died
-        self._to_score: deque[tuple[ImageRequest, Picture]] = deque()
-        self._deaths: dict[str, int] = {}
-        self._deaths_in_a_row = 0
-        self._lost: list[Done] = []
-        self._aside: dict[str, _Actor] = {}  # who keeps a request that was looked at
-        self.notices: list[str] = []
-        self._actors: list[_Actor] = []
+        self._make_worker, self._shipped = make_worker, None
+        self._fixed, self._count_places = Places(workers, workers), places
+        self._places, self._counted = self._fixed, -math.inf
+        self._remote = ray.remote(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={"signs": 1},
+        )(RayWorker)
+        self._dealer = Dealer(batch, stall_timeout, load_timeout)
+        self._keeping = Keeping(make_writer) if make_writer else None
+        self._signs_every = min(MOST_SIGN_SECONDS, stall_timeout / 4)
+        self._connected = False
+        self._actors: dict[Member, _Actor] = {}
+        self._calls: dict[Any, _Call] = {}  # by the reference of what returns
+        self._ready: list[Done] = []  # durable, or with nothing to keep
+        self._accepted = False  # whether any worker has loaded
+        self._here = versions()
+        self._say, self._said = say, 0
+
+    @property
+    def notices(self) -> list[str]:
+        """What happened to workers, a sentence each."""
+        return [*self._dealer.notices, *(self._keeping.notices if self._keeping else ())]
 
     @property
     def free(self) -> int:
-        """Two batches for each actor: one computing, one waiting."""
-        wanted = sum(actor.batch for actor in self._actors) or self._batch * self._workers
-        return max(0, CALLS_AHEAD * wanted - self.outstanding)
+        """Two batches for each actor: one computing, one waiting; none while pictures wait for a slow disk."""
+        return self._dealer.free(self._places) if self._has_room else 0
 
     @property
     def outstanding(self) -> int:
-        """Requests queued, held by actors, or lost and not yet told."""
-        held = sum(len(actor.held) for actor in self._actors)
-        queued = len(self._queue) + len(self._suspects) + len(self._to_score)
-        return queued + held + len(self._lost)
+        """Requests queued, held by actors, being written, or ended and not yet told."""
+        unwritten = self._keeping.images if self._keeping else 0
+        return self._dealer.outstanding + unwritten + len(self._ready)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._keeping is None or not self._keeping.is_full
 
     def submit(self, requests: Sequence[ImageRequest]) -> None:
         """Queue requests to be generated and scored."""
-        self._queue.extend(requests)
+        self._dealer.submit(requests)
         self._dispatch()
 
     def score(self, stored: Sequence[tuple[ImageRequest, Picture]]) -> None:
         """Queue pictures that exist already to be scored only."""
-        self._to_score.extend(stored)
+        self._dealer.score(stored)
         self._dispatch()
 
     def cancel(self, image_ids: Collection[str]) -> None:
         """Forget requests, and what is set aside of them; actors hear of it with their next call."""
-        unwanted = set(image_ids)
-        self._queue = deque(request for request in self._queue if request.image_id not in unwanted)
-        self._suspects = deque(request for request in self._suspects if request.image_id not in unwanted)
-        for actor in self._actors:
-            actor.to_forget |= unwanted & (actor.held.keys() - actor.stored.keys())
-        for image_id in unwanted & self._aside.keys():
-            self._aside.pop(image_id).to_forget.add(image_id)
+        self._dealer.cancel(image_ids)
 
     def next_done(self, timeout: float) -> Sequence[Done]:
         """Everything that has finished, waiting at most `timeout` seconds for the first of it."""
-        self._dispatch()
         deadline = time.monotonic() + timeout
         while True:
-            finished = self._collect(max(0.0, deadline - time.monotonic()))
             self._dispatch()
-            if finished or time.monotonic() >= deadline or not self.outstanding:
-                return finished
+            found, self._ready = self._ready, []
+            left = deadline - time.monotonic()
+            self._collect(0.0 if found else max(0.0, min(left, LONGEST_WAIT)))
+            found += self._ready
+            self._ready = []
+            if found or left <= 0 or not self.outstanding:
+                self._dispatch()
+                return found
 
     def close(self) -> None:
         """End the actors; what is outstanding is forgotten."""
-        for actor in self._actors:
+        for actor in self._actors.values():
             ray.kill(actor.handle)
+        if self._keeping:
+            self._keeping.close()
+        notices, self._dealer = self._dealer.notices, Dealer(1, math.inf, math.inf)
+        self._dealer.notices = notices
         self._actors.clear()
-        self._queue.clear()
-        self._suspects.clear()
-        self._to_score.clear()
-        self._lost.clear()
-        self._aside.clear()
+        self._calls.clear()
+        self._ready.clear()
+        self._shipped, self._connected = None, False
         self._session.close()
 
-    def _start(self) -> _Actor:
-        actor = _Actor(self._remote.remote(), self._batch)
-        actor.calls[actor.handle.load.remote(self._make_worker)] = _Call(None, set(), loading=True)
-        return actor
+    # Carrying out what is decided
 
     def _dispatch(self) -> None:
-        """Give every actor with room its next batch, the emptiest first; let the others go on."""
-        if not self._actors and (self._queue or self._to_score):
+        """Start, stop and call as the dealer says; hand finished pictures on; tell what is new."""
+        if not self._connected:
+            if not self._dealer.works:
+                return
             self._session.enter_context(self._connect())
-            self._actors = [self._start() for _ in range(self._workers)]
-        for actor in sorted(self._actors, key=lambda actor: len(actor.held)):
-            while self._waiting_calls(actor) < CALLS_AHEAD and self._give(actor):
-                pass
+            self._connected = True
+            self._shipped = ray.put(self._make_worker)
+            if (
+                ray.util.client.ray.is_connected()
+            ):  # the catalog is where we are, and that is not in the cluster
+                self._keeping = None
+            if self._keeping:
+                self._keeping.start()
+        now = time.monotonic()
+        if self._count_places is not None and now - self._counted >= PLACES_SECONDS:
+            self._places, self._counted = self._count_places(), now
+        for member, silent in self._dealer.silent(now):
+            doing = "working without getting anywhere" if member.loaded else "loading"
+            self._end(member, f"it hung: {silent:.0f} s of {doing}", machine=False)
+        for instruction in self._dealer.instructions(now, self._places, self._has_room):
+            self._carry_out(instruction)
+        self._sort(self._dealer.take_ready())
+        if self._keeping:
+            self._keeping.send(now, hurry=not self._dealer.works)
+        self._ask_for_signs(now)
+        notices = self.notices
+        for notice in notices[self._said :]:
+            log.warning(notice)
+            self._say(notice)
+        self._said = len(notices)
 
-    def _waiting_calls(self, actor: _Actor) -> int:
-        return sum(not call.loading for call in actor.calls.values())
-
-    def _give(self, actor: _Actor) -> bool:
-        """One more call for an actor; False where it needs none."""
-        if actor.suspect is not None:
-            if not self._waiting_calls(actor):
-                self._advance(actor, [])
-            return False
-        if self._suspects and not actor.held:
-            suspect = self._suspects.popleft()
-            actor.suspect = suspect.image_id
-            self._advance(actor, [suspect])
-            return True
-        room = CALLS_AHEAD * actor.batch - len(actor.held)
-        if self._to_score and room > 0:
-            batch = [self._to_score.popleft() for _ in range(min(actor.batch, len(self._to_score)))]
-            actor.held |= {request.image_id: request for request, _ in batch}
-            actor.stored |= {request.image_id: picture for request, picture in batch}
-            call = actor.handle.score.options(num_returns=2)
-            metadata, buffer = call.remote([(request, picture.png()) for request, picture in batch])
-            actor.calls[metadata] = _Call(buffer, set())
-            return True
-        new = self._next(actor, min(actor.batch, room))
-        to_generate = actor.held.keys() - actor.stored.keys()
-        if not (new or to_generate or actor.to_forget):
-            return False
-        self._advance(actor, new)
-        return True
-
-    def _next(self, actor: _Actor, count: int) -> list[ImageRequest]:
-        """The next requests for an actor: not those that another keeps half done, unless that one is busy.
-
-        What the actor is to forget it must have forgotten before it gets it again.
-        """
-        suitable = [
-            request
-            for request in self._queue
-            if request.image_id not in actor.to_forget
-            and (
-                (owner := self._aside.get(request.image_id, actor)) is actor
-                or (not actor.held and len(owner.held) >= CALLS_AHEAD * owner.batch)
+    def _carry_out(self, instruction: Instruction) -> None:
+        member = instruction.member
+        if isinstance(instruction, Start):
+            self._actors[member] = actor = _Actor(self._remote.remote())
+            self._calls[actor.handle.arrive.remote()] = _Call(member, "arrive")
+            return
+        handle = self._actors[member].handle
+        if isinstance(instruction, Stop):
+            self._forget(member)
+        elif isinstance(instruction, Advance):
+            call = handle.advance.options(num_returns=2)
+            metadata, buffer = call.remote(instruction.new, set(instruction.cancelled))
+            self._calls[metadata] = _Call(member, "work", instruction.call, buffer)
+        else:
+            call = handle.score.options(num_returns=2)
+            metadata, buffer = call.remote(
+                [(request, picture.png()) for request, picture in instruction.stored]
             )
-        ]
-        new = suitable[: max(0, count)]
-        taken = {request.image_id for request in new}
-        if taken:
-            self._queue = deque(request for request in self._queue if request.image_id not in taken)
-        return new
+            self._calls[metadata] = _Call(member, "work", instruction.call, buffer)
 
-    def _advance(self, actor: _Actor, new: Sequence[ImageRequest]) -> None:
-        for call in actor.calls.values():  # what comes in again is held, whatever was to be forgotten before
-            call.cancelled -= {request.image_id for request in new}
-        actor.held |= {request.image_id: request for request in new}
-        cancelled, actor.to_forget = actor.to_forget, set()
-        metadata, buffer = actor.handle.advance.options(num_returns=2).remote(new, cancelled)
-        actor.calls[metadata] = _Call(buffer, cancelled)
+    def _ask_for_signs(self, now: float) -> None:
+        """Ask actors that work on one call for long how far they are."""
+        for member, actor in self._actors.items():
+            quiet = now - max(member.heard, actor.asked)
+            if member.calls and not actor.is_asked and quiet >= self._signs_every:
+                actor.is_asked, actor.asked = True, now
+                self._calls[actor.handle.steps.remote()] = _Call(member, "steps")
 
-    def _collect(self, timeout: float) -> list[Done]:
-        """Results of the calls that have returned; the dead are replaced and their requests queued again."""
-        lost, self._lost = self._lost, []
-        by_call = {call: actor for actor in self._actors for call in actor.calls}
-        if not by_call:
-            return lost
-        ready, _ = ray.wait(list(by_call), num_returns=1, timeout=0 if lost else timeout)
-        if ready:  # whatever else has returned comes along
-            ready, _ = ray.wait(list(by_call), num_returns=len(by_call), timeout=0)
-        finished = lost
-        for metadata in ready:
-            actor = by_call[metadata]
-            if actor in self._actors:  # it may have been found dead by an earlier call of this round
-                finished += self._take(actor, metadata)
-        return finished
+    # Hearing what has become of it
 
-    def _take(self, actor: _Actor, metadata: Any) -> list[Done]:
-        call = actor.calls.pop(metadata)
+    def _collect(self, timeout: float) -> None:
+        """Take in every call that has returned, waiting at most `timeout` seconds for the first."""
+        waited = [*self._calls, *(self._keeping.references if self._keeping else ())]
+        if not waited:
+            return
+        ready, _ = ray.wait(waited, num_returns=1, timeout=timeout, fetch_local=False)
+        if ready and len(waited) > 1:  # whatever else has returned comes along
+            ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0, fetch_local=False)
+        now = time.monotonic()
+        for reference in ready:
+            call = self._calls.pop(reference, None)
+            if call is not None:
+                self._take(call, reference, now)
+            elif self._keeping and reference in self._keeping.references:
+                told, lost = self._keeping.take(reference, now)
+                self._ready += told
+                self._dealer.again(lost)
+        self._sort(self._dealer.take_ready())
+
+    def _take(self, call: _Call, reference: Any, now: float) -> None:
+        member = call.member
+        if member not in self._actors:  # found dead by an earlier call
+            return
         try:
-            if call.loading:
-                actor.batch = ray.get(metadata)
-                return []
-            results, buffer = ray.get([metadata, call.buffer])
+            found = ray.get(reference)
         except RayTaskError as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            if call.loading:
-                if isinstance(cause, InputError):
-                    raise InputError(str(cause)) from None
-                raise PoolError(f"a worker cannot start: {type(cause).__name__}: {cause}") from error
-            self._bury(actor, f"{type(cause).__name__} in the worker: {str(cause).partition(chr(10))[0]}")
-            return []
+            self._raised(call, error)
         except RayError as error:
-            self._bury(actor, _cause_of_death(error))
-            return []
-        for image_id in call.cancelled:
-            actor.held.pop(image_id, None)
-        found, start = [], 0
-        for result, length in results:
-            picture = PngPicture(buffer[start : start + length].tobytes()) if length else None
+            self._lost(member, error)
+        else:
+            self._HEAR[call.kind](self, call, found, now)
+
+    def _hear_arrival(self, call: _Call, arrived: Arrived, now: float) -> None:
+        actor = self._actors[call.member]
+        actor.node = arrived.node
+        self._dealer.arrived(call.member, arrived.address, now)
+        differs = difference(self._here, arrived.versions)
+        if differs is None:
+            self._calls[actor.handle.load.remote(self._shipped)] = _Call(call.member, "load")
+            return
+        self._refuse(
+            call.member,
+            f"the machine {arrived.address} has {differs}; install the same versions there as here",
+        )
+
+    def _refuse(self, member: Member, why: str) -> None:
+        """Not use a worker. Raises InputError where none has been of use: then it is the user's to mend."""
+        if not self._accepted:
+            raise InputError(why)
+        self._dealer.refused(member, why)
+
+    def _hear_loaded(self, call: _Call, loaded: Loaded, now: float) -> None:
+        self._accepted = True
+        self._dealer.loaded(call.member, loaded.batch, loaded.device, now)
+        self._dealer.notices += loaded.notes
+
+    def _hear_steps(self, call: _Call, steps: int, now: float) -> None:
+        actor = self._actors[call.member]
+        if steps != actor.steps:
+            self._dealer.heard(call.member, now)
+        actor.steps, actor.is_asked = steps, False
+
+    def _hear_work(self, call: _Call, found: Sequence[tuple[Finished, int]], now: float) -> None:
+        results, start = [], 0
+        for finished, length in found:
+            picture = _Slice(call.buffer, start, length) if length else None
+            results.append(done(finished, picture))
             start += length
-            actor.held.pop(result.request.image_id, None)
-            actor.stored.pop(result.request.image_id, None)
-            if isinstance(result.outcome, Looked):
-                self._aside[result.request.image_id] = actor
-            else:
-                self._aside.pop(result.request.image_id, None)
-            found.append(done(result, picture))
-        if actor.suspect not in actor.held:
-            actor.suspect = None
-        if found:
-            self._deaths_in_a_row = 0
-        return found
+        self._dealer.returned(call.member, call.number, results, now)
 
-    def _bury(self, actor: _Actor, cause: str) -> None:
-        """Queue a dead actor's requests again, first in line, and start another in its place."""
-        self._actors.remove(actor)
-        self._aside = {image_id: owner for image_id, owner in self._aside.items() if owner is not actor}
-        ray.kill(actor.handle)
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
-            raise PoolError(f"{DEATHS_IN_A_ROW} workers died in a row without one image; the last: {cause}")
-        for image_id, request in actor.held.items():
-            if image_id in actor.to_forget:
+    _HEAR: ClassVar[Mapping[str, Callable[["RayPool", _Call, Any, float], None]]] = {
+        "arrive": _hear_arrival,
+        "load": _hear_loaded,
+        "steps": _hear_steps,
+        "work": _hear_work,
+    }
+
+    def _sort(self, results: Sequence[Done]) -> None:
+        """Pictures of each buffer go on to the catalog, or with no writer into this process; the rest is ready."""
+        parcels: dict[Any, list[tuple[Done, int, int]]] = {}
+        for each in results:
+            if isinstance(each.picture, _Slice):
+                place = each.picture
+                parcels.setdefault(place.buffer, []).append((each, place.start, place.length))
+            else:
+                self._ready.append(each)
+        for buffer, found in parcels.items():
+            parcel = Parcel([(replace(each, picture=None), start, end) for each, start, end in found], buffer)
+            if self._keeping:
+                self._keeping.add(parcel, time.monotonic())
                 continue
-            if image_id == actor.suspect:
-                self._deaths[image_id] = self._deaths.get(image_id, 0) + 1
-            if self._deaths.get(image_id, 0) >= DEATHS_ALONE:
-                nothing = Provenance("", 0, 0, None, 0.0, 0.0)
-                reason = f"its worker died {DEATHS_ALONE} times while it held nothing else: {cause}"
-                self._lost.append(Done(request, Failed("lost", reason), nothing, None))
-            elif image_id in actor.stored:
-                self._to_score.append((request, actor.stored[image_id]))
-            else:
-                self._suspects.append(request)
-        self.notices.append(f"a worker died ({cause}); {len(actor.held)} images are tried again")
-        self._actors.append(self._start())
+            try:
+                self._ready += parcel.unpacked(LATE_SECONDS)
+            except RayError:
+                self._dealer.notices.append(lost_notice(len(found)))
+                self._dealer.again([each.request for each, _, _ in found])
 
+    def _raised(self, call: _Call, error: RayTaskError) -> None:
+        """An actor's method raised."""
+        cause = error.cause if error.cause is not None else error
+        first_line = str(cause).strip().partition("\n")[0]
+        if call.kind != "load":
+            self._end(call.member, f"{type(cause).__name__} in the worker: {first_line}", machine=False)
+        elif self._accepted:
+            self._dealer.refused(call.member, f"it cannot start: {type(cause).__name__}: {first_line}")
+        elif isinstance(cause, InputError):
+            raise InputError(str(cause)) from None
+        else:
+            raise PoolError(f"a worker cannot start: {type(cause).__name__}: {first_line}") from error
 
-def _cause_of_death(error: RayError) -> str:
-    if isinstance(error, RayActorError):
-        return "its process or node is gone"
-    return type(error).__name__
+    def _lost(self, member: Member, error: RayError) -> None:
+        """An actor is gone, or cannot be reached."""
+        if isinstance(error, ActorDiedError) and not member.where and error.actor_init_failed:
+            what = str(error).strip().rpartition("\n")[2]
+            self._refuse_start(what)
+        preempted = isinstance(error, RayActorError) and error.preempted
+        machine = preempted or not _node_is_alive(self._actors[member].node)
+        cause = "its process is gone" if isinstance(error, RayActorError) else type(error).__name__
+        self._end(member, cause, machine)
+
+    def _refuse_start(self, what: str) -> None:
+        raise PoolError(f"a worker cannot start: {what}; is latentsweep installed on every machine?")
+
+    def _end(self, member: Member, cause: str, machine: bool) -> None:
+        self._forget(member)
+        self._dealer.died(member, cause, machine, time.monotonic())
+
+    def _forget(self, member: Member) -> None:
+        ray.kill(self._actors.pop(member).handle)
+        self._calls = {
+            reference: call for reference, call in self._calls.items() if call.member is not member
+        }

@@ -8,7 +8,7 @@ or two over plain gRPC, before Ray itself tries for minutes.
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from ray._private.utils import compute_version_info
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
 
+from orchestrator.dealing import Places
 from search_spaces.errors import InputError
 
 PROBE_SECONDS = 5.0
@@ -221,6 +222,17 @@ def cores() -> int:
 def cluster_gpus() -> int:
     """GPUs of the connected cluster: those it has, or as many as `ray up` lets it grow to where that is more."""
     return max(int(ray.cluster_resources().get("GPU", 0)), gpus_to_grow_to(Path(BOOTSTRAP).expanduser()))
+
+
+def gpu_places() -> Places:
+    """GPUs of the connected cluster now, and at most, where an autoscaler may start machines."""
+    return Places(int(ray.cluster_resources().get("GPU", 0)), cluster_gpus())
+
+
+def limited(places: Callable[[], Places], workers: int | None) -> Places:
+    """Places for no more than so many workers, for which machines may be started where there are fewer."""
+    found = places()
+    return found if workers is None else Places(min(found.now, workers), workers)
 
 
 def gpus_to_grow_to(bootstrap: Path) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ from pyarrow.fs import LocalFileSystem
 
 from orchestrator.catalog.parquet import holds_another, past_trials
 from orchestrator.catalog.patient import reason
+from orchestrator.catalog.pictures import CatalogWriter
 from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.plan import admitted, calls_of, domain_text, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
@@ -52,6 +53,7 @@ from search_spaces.study import PinnedInput, Study, idle_exclusions, pin
 from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.pipelines import Generated, Pipeline
+from workers.pipelines.staging import once_per_machine
 from workers.png import as_png, decode_png, encode_png
 from workers.scoring import Scorer
 from workers.scoring.preservation import PreservationScorer, kept
@@ -64,6 +66,8 @@ if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` n
     from orchestrator.ray_pool import RayPool
     from workers.pipelines.slot_engine import SlotEngine
     from workers.scoring.clip import ClipScorer
+
+T = TypeVar("T")
 
 GIB = 2**30
 
@@ -451,8 +455,9 @@ def build_worker(setup: WorkerSetup) -> Worker:
     if device == "cpu":
         torch.set_num_threads(setup.threads)
     study = setup.study
-    pipeline = load_pipeline(study.model, device, study.engine.offload)
-    scorer = load_scorer(study.scorer, device)
+    pipeline, fetched = _staged(study.model, lambda: load_pipeline(study.model, device, study.engine.offload))
+    scorer, scorer_fetched = _staged(study.scorer, lambda: load_scorer(study.scorer, device))
+    notes = [note for note in (fetched, scorer_fetched) if note]
     inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
     name, overlap = torch.cuda.get_device_name() if device == "cuda" else "cpu", device == "cuda"
     scorers: dict[str, Scorer] = {study.objective: scorer}
@@ -460,9 +465,18 @@ def build_worker(setup: WorkerSetup) -> Worker:
         scorers[PRESERVATION] = PreservationScorer(inputs)
     if not study.model.family.slots:
         whole = WholeCallPipeline(pipeline, study.model, inputs, setup.batch)
-        return Worker(whole, scorers, name, setup.batch, overlap, study.image_format)
+        return Worker(whole, scorers, name, setup.batch, overlap, study.image_format, notes)
     engine = make_engine(study, pipeline, inputs, name)
-    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap, study.image_format)
+    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap, study.image_format, notes)
+
+
+def _staged(model: ModelDescription | ScorerDescription, load: Callable[[], T]) -> tuple[T, str | None]:
+    """A model, which only one worker of a machine fetches where it comes from a hub, and what there is to say."""
+    from workers.pipelines.loading import local_folder
+
+    if local_folder(model.location) is not None:
+        return load(), None
+    return once_per_machine(f"{model.location}@{model.revision[:12]}", load)
 
 
 def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
@@ -486,6 +500,8 @@ def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
 
 class _DrawsNothing:
     """The pipeline of a worker that only scores."""
+
+    steps = 0
 
     def advance(
         self,
@@ -557,7 +573,7 @@ def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], 
             "device": device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "engine": study.engine.model_dump(),
+            "engine": study.engine.model_dump(exclude={"stall_timeout"}),
         }
         try:
             engine.rows = remembered_rows(facts, lambda: engine.fastest_rows(example))
@@ -601,6 +617,14 @@ class Crew:
         return f"{self.workers} {self.kind} worker{plural}{threads if self.kind == 'CPU' else ''}"
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A study on several machines: the catalog's root as seen from here, and the most workers that were asked for."""
+
+    root: str
+    workers: int | None
+
+
 def crew(study: Study, workers: int | None, gpus: int, batch: int) -> Crew:
     """The workers for a study: one per GPU; without GPUs, as many as the cores carry; or as many as asked."""
     from orchestrator.ray_session import cores
@@ -629,18 +653,41 @@ def cpu_workers(model: ModelDescription, cores: int, memory: int) -> int:
 
 
 def make_pool(
-    resolved: Resolved, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
+    resolved: Resolved,
+    crew: Crew,
+    connect: Callable[[], AbstractContextManager[None]],
+    cluster: Cluster | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> "RayPool":
-    """The Ray pool of a crew; it connects and starts with the first request."""
-    from orchestrator.ray_pool import RayPool
-    from orchestrator.ray_session import cores
+    """The Ray pool of a crew; it connects and starts with the first request.
 
+    In a `cluster` it grows and shrinks with the GPUs that there are and the work, and a process beside the catalog
+    writes the pictures. `say` hears at once what happens to workers.
+    """
+    from orchestrator.ray_pool import RayPool
+    from orchestrator.ray_session import cores, gpu_places, limited
+
+    study = resolved.study
     inputs = {name: encode_png(image) for name, image in resolved.images.items()}
-    setup = WorkerSetup(resolved.study, inputs, crew.batch, crew.threads)
+    setup = WorkerSetup(study, inputs, crew.batch, crew.threads)
     gpu = crew.kind == "GPU"
     share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads
+    places, make_writer = None, None
+    if cluster is not None:
+        root = cluster.root if "://" in cluster.root else str(Path(cluster.root).absolute())
+        make_writer = partial(CatalogWriter, root, study)
+        places = partial(limited, gpu_places, cluster.workers) if gpu else None
     return RayPool(
-        connect, partial(build_worker, setup), crew.workers, crew.batch, num_cpus=share, num_gpus=int(gpu)
+        connect,
+        partial(build_worker, setup),
+        crew.workers,
+        crew.batch,
+        num_cpus=share,
+        num_gpus=int(gpu),
+        places=places,
+        make_writer=make_writer,
+        stall_timeout=study.engine.stall_timeout,
+        say=say,
     )
 
 

@@ -466,6 +466,12 @@ class EngineSpec(_Section):
     offload: Literal["none", "model", "sequential"] = Field(
         "none", description="keep parts of the model in main memory where the GPU is too small for all of it"
     )
+    stall_timeout: float = Field(
+        600,
+        ge=10,
+        description="seconds without one UNet call after which a worker is taken for hung and replaced; "
+        "with compile, more than compiling takes",
+    )
 
 
 class StudySpec(_Section):

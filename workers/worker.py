@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
-from workers.pipelines import Generated, Pipeline
+from workers.pipelines import NOT_FINITE, Generated, Pipeline
 from workers.png import ImageFormat, decode_png, encode
 from workers.scoring import Scorer
 
@@ -46,8 +46,11 @@ class Worker:
     """One pipeline and its scorers on one device; work is taken in and given back as the seam Pipeline does.
 
     `batch` is how many requests keep the pipeline busy until it is called again. With `overlap`, scoring and
-    encoding go on in a thread beside the generation of what follows: for a GPU, which waits for neither.
+    encoding go on in a thread beside the generation of what follows: for a GPU, which waits for neither. `notes`
+    are sentences for the user about how it came to be.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(
         self,
@@ -57,12 +60,18 @@ class Worker:
         batch: int = 8,
         overlap: bool = False,
         image_format: ImageFormat = "png",
+        notes: Sequence[str] = (),
     ) -> None:
-        self._pipeline, self._scorers, self._device = pipeline, scorers, device
-        self.batch = batch
+        self._pipeline, self._scorers, self.device = pipeline, scorers, device
+        self.batch, self.notes = batch, notes
         self._format: ImageFormat = image_format
         self._beside = ThreadPoolExecutor(1) if overlap else None
         self._unfinished: deque[Future[list[Finished]]] = deque()
+
+    @property
+    def steps(self) -> int:
+        """How much its pipeline has done: while it grows, the worker is alive. Asked from another thread."""
+        return self._pipeline.steps
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
         """Take in requests, work until something is finished, score it and encode it."""
@@ -112,12 +121,12 @@ class Worker:
     ) -> Provenance:
         width, height = picture.size if picture else (0, 0)
         sha256 = None if encoded is None else hashlib.sha256(encoded).hexdigest()
-        return Provenance(self._device, width, height, item.unet_calls, item.seconds, seconds_score, sha256)
+        return Provenance(self.device, width, height, item.unet_calls, item.seconds, seconds_score, sha256)
 
 
 def _judged(scores: Mapping[str, float], after: int | None) -> Outcome:
     """Scores as an outcome; a score that is not a number is a failure, never a number told."""
     wrong = [name for name, value in scores.items() if not math.isfinite(value)]
     if wrong:
-        return Failed("infeasible", f"{wrong[0]} is not a finite number")
+        return Failed("infeasible", f"{wrong[0]} {NOT_FINITE}")
     return Scored(scores) if after is None else Looked(scores, after)

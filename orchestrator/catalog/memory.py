@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.catalog import Judged, Unscored
-from orchestrator.pool import Done, Picture
+from orchestrator.pool import Done, Kept, Picture
 from search_spaces.requests import Failed, ImageRequest, Looked, Scored
 from search_spaces.strategies import PastTrial
 
@@ -36,6 +36,7 @@ class MemoryCatalog:
                     self.infeasible[image_id] = item.outcome
                 continue
             if item.picture is not None:
+                assert not isinstance(item.picture, Kept), "this fake has no writer beside it"
                 self.pictures.setdefault(image_id, item.picture)
             if isinstance(item.outcome, Scored):
                 self.scores[image_id, item.request.score_text] = item.outcome

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 
 from orchestrator.catalog import Judged, Unscored
 from orchestrator.catalog.ids import Index, key, keys
-from orchestrator.catalog.schema import image_row, score_rows, trial_row
+from orchestrator.catalog.pictures import write_images
+from orchestrator.catalog.schema import score_rows, trial_row
 from orchestrator.catalog.tables import Tables
-from orchestrator.pool import Done, PngPicture
+from orchestrator.pool import Done, Kept, PngPicture
 from search_spaces.models import PIXEL_SCORERS
 from search_spaces.objectives import GPU_SECONDS
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
@@ -72,7 +73,9 @@ class ParquetCatalog:
         images = [
             item for item in done if _belongs_in_images(item) and item.request.image_id not in self._images
         ]
-        self._tables.append("images", [image_row(item, self._study) for item in images])
+        write_images(
+            self._tables, self._study, [item for item in images if not isinstance(item.picture, Kept)]
+        )
         for item in images:
             self._images.add(item)
         scores = {_score_key(row): row for item in done for row in score_rows(item, self._study)}

@@ -20,7 +20,7 @@ from PIL import Image
 from orchestrator.catalog.parquet import past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import check, compact
-from orchestrator.ray_pool import CALLS_AHEAD
+from orchestrator.dealing import CALLS_AHEAD
 from search_spaces.requests import Scored
 from tests.faults.killed_run import BATCH, WORKERS, study
 from tests.orchestrator.studies import requests_of

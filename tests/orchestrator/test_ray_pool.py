@@ -11,12 +11,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
-from orchestrator.pool import Done
-from orchestrator.ray_pool import PoolError, RayPool
+from orchestrator.catalog.parquet import ParquetCatalog
+from orchestrator.catalog.pictures import CatalogWriter
+from orchestrator.catalog.tables import Tables
+from orchestrator.dealing import Places, PoolError
+from orchestrator.pool import Done, Kept
+from orchestrator.ray_pool import RayPool
+from orchestrator.ray_session import gpu_places, limited
+from orchestrator.sweep import sweep
+from orchestrator.tracking import NullTracker
 from search_spaces.errors import InputError
 from search_spaces.requests import Failed, ImageRequest, Looked, Scored
-from tests.orchestrator.studies import fake_worker, requests_of, small_study
+from tests.orchestrator.studies import fake_worker, grid, requests_of, small_study
 from tests.orchestrator.test_pool_contract import drain
 from workers.worker import Finished, Worker
 
@@ -28,7 +36,11 @@ class Poisoned(Worker):
     """Dies with its process whenever it is given the poison."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker, self.batch = worker, worker.batch
+        self._worker, self.batch, self.device = worker, worker.batch, worker.device
+
+    @property
+    def steps(self) -> int:
+        return self._worker.steps
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
         if any(request.image_id == POISON for request in new):
@@ -57,9 +69,10 @@ def slow_worker(folder: Path) -> Worker:
 
 
 class Named(Poisoned):
-    """Says in which process it drew."""
+    """Says in which process it drew, and takes so long that another can join meanwhile."""
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
+        time.sleep(0.2)
         finished = self._worker.advance(new, cancelled)
         here = str(os.getpid())
         return [replace(item, provenance=replace(item.provenance, device=here)) for item in finished]
@@ -141,6 +154,10 @@ def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
         if found and not killed:
             os.kill(int(next(tmp_path.iterdir()).name), signal.SIGKILL)
             killed = True
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:  # another comes in its place
+        pool.submit(REQUESTS)
+        drain(pool)
     pool.close()
     assert Counter(d.request.image_id for d in found) == Counter(r.image_id for r in REQUESTS)
     assert all(isinstance(done.outcome, Scored) for done in found)
@@ -201,3 +218,87 @@ def test_nothing_is_started_before_the_first_request() -> None:
 
 def no_connection() -> nullcontext[None]:
     raise AssertionError("the pool connected without need")
+
+
+class FullDisk:
+    """A writer whose disk takes nothing."""
+
+    def write(self, done: Sequence[Done]) -> None:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_pictures_are_durable_before_their_results_are_told(tmp_path: Path) -> None:
+    study, root = small_study(seeds=8), str(tmp_path / "runs")
+    writer = partial(CatalogWriter, root, study)
+    pool = RayPool(nullcontext, fake_worker, workers=2, batch=4, num_cpus=0.1, make_writer=writer)
+    pool.submit(REQUESTS)
+    told: set[str] = set()
+    deadline = time.monotonic() + 60
+    while pool.outstanding and time.monotonic() < deadline:
+        new = [done.request.image_id for done in pool.next_done(0.5)]
+        told |= set(new)
+        assert set(new) <= set(Tables(root).read("images", ["image_id"])["image_id"].to_pylist())
+    pool.close()
+    assert told == {request.image_id for request in REQUESTS}
+    assert pool.notices == []
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_driver_writes_what_the_writer_cannot() -> None:
+    """Whose own error then says what is wrong, and waits for it to be mended."""
+    pool = RayPool(nullcontext, fake_worker, workers=1, batch=4, num_cpus=0.1, make_writer=FullDisk)
+    pool.submit(REQUESTS[:8])
+    found = drain(pool)
+    pool.close()
+    assert len(found) == 8
+    assert all(done.picture is not None and done.picture.png()[:4] == b"\x89PNG" for done in found)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_the_writer_has_kept_the_catalog_knows_and_does_not_write_again(tmp_path: Path) -> None:
+    study, root = small_study(seeds=8), str(tmp_path / "runs")
+    writer = partial(CatalogWriter, root, study)
+    pool = RayPool(nullcontext, fake_worker, workers=2, batch=4, num_cpus=0.1, make_writer=writer)
+    catalog = ParquetCatalog(Tables(root), study)
+    progress = sweep(study, grid(study), pool, catalog, NullTracker())
+    pool.close()
+    assert progress.generated == len(REQUESTS)
+    ids = Tables(root).read("images", ["image_id"])["image_id"].to_pylist()
+    assert Counter(ids) == Counter(request.image_id for request in REQUESTS)
+    assert all(isinstance(catalog.find(request), Scored) for request in REQUESTS)
+    with pytest.raises(LookupError, match="the picture is in the catalog"):
+        Kept().png()
+
+
+def test_places_are_gpus_there_or_to_be_had_and_no_more_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    monkeypatch.setattr("orchestrator.ray_session.gpus_to_grow_to", lambda _: 0)
+    assert gpu_places() == Places(2, 2)
+    monkeypatch.setattr("orchestrator.ray_session.gpus_to_grow_to", lambda _: 16)
+    assert gpu_places() == Places(2, 16)
+    assert limited(gpu_places, None) == Places(2, 16)
+    assert limited(gpu_places, 1) == Places(1, 1)
+    assert limited(gpu_places, 4) == Places(2, 4)
+
+
+class ShortOfMemory(Poisoned):
+    """Says with every result that it has halved its rows."""
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Finished]:
+        made = self._worker.advance(new, cancelled)
+        return [replace(item, notes=("out of memory: 4 UNet rows at a time instead of 8",)) for item in made]
+
+
+def short_of_memory() -> Worker:
+    return ShortOfMemory(fake_worker())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_an_engine_has_to_say_comes_through_the_pool_and_the_writer(tmp_path: Path) -> None:
+    study, root = small_study(seeds=8), str(tmp_path / "runs")
+    writer = partial(CatalogWriter, root, study)
+    pool = RayPool(nullcontext, short_of_memory, workers=1, batch=4, num_cpus=0.1, make_writer=writer)
+    progress = sweep(study, grid(study), pool, ParquetCatalog(Tables(root), study), NullTracker())
+    pool.close()
+    assert progress.notes == ["out of memory: 4 UNet rows at a time instead of 8"]

@@ -141,6 +141,8 @@ class TestAdvance:
 class Fixed:
     """Gives back what it was made with."""
 
+    steps = 0
+
     def __init__(self, *made: Generated) -> None:
         self._made = made
 
@@ -268,6 +270,8 @@ class TestOverlap:
 
 def test_an_early_look_is_scored_and_not_kept() -> None:
     class Looking:
+        steps = 0
+
         def advance(
             self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()
         ) -> Sequence[Generated]:

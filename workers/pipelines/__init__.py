@@ -12,6 +12,18 @@ Inputs = Mapping[str, Image.Image]
 """Input images (RGB) and masks (L) by pixel hash."""
 
 
+HOLDS_NAN = "the picture holds NaN"
+ALL_BLACK = "the picture is all black"
+NOT_FINITE = "is not a finite number"
+
+
+def may_be_the_device(failed: Failed) -> bool:
+    """Whether a broken device fails so too, so that another one should have its say before it counts."""
+    return (
+        failed.kind == "lost" or failed.reason in (HOLDS_NAN, ALL_BLACK) or failed.reason.endswith(NOT_FINITE)
+    )
+
+
 @dataclass(frozen=True)
 class Generated:
     """A finished request: a picture, or why there is none.
@@ -37,6 +49,11 @@ class Pipeline(Protocol):
     what it has, so that the same request, asked for again, goes on from there. A call with nothing new goes
     on with what is held and may return empty-handed after a while; with nothing held it returns at once.
     """
+
+    @property
+    def steps(self) -> int:
+        """How much has been done, in any unit: while it grows, the pipeline is alive. Asked from another thread."""
+        ...
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
         """Take in `new`, forget what `cancelled` names by image_id, and work."""

@@ -24,6 +24,11 @@ class FakePipeline:
         self.made: list[str] = []
         self.looked: list[str] = []
 
+    @property
+    def steps(self) -> int:
+        """Pictures so far, finished or looked at."""
+        return len(self.made) + len(self.looked)
+
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
         """Draw up to `batch` flat pictures."""
         self._queue.extend(new)

@@ -22,7 +22,7 @@ from PIL import Image
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Failed, ImageRequest
 from search_spaces.space import effective_steps, guidance_is_on
-from workers.pipelines import Generated, Inputs
+from workers.pipelines import HOLDS_NAN, Generated, Inputs
 from workers.pipelines.capacity import fastest_rows
 from workers.pipelines.looking import watch
 from workers.pipelines.rows import Rows
@@ -131,6 +131,11 @@ class SlotEngine:
         self._finished: list[Generated] = []
         self._notes: list[str] = []
         self.usage = Usage()
+
+    @property
+    def steps(self) -> int:
+        """UNet calls so far."""
+        return self.usage.ticks
 
     @property
     def rows(self) -> int:
@@ -426,7 +431,7 @@ class SlotEngine:
             if isinstance(run.asks, LookCall):
                 self._show(run, run.asks.after, image)
             elif not torch.isfinite(image).all():  # seen here, since some pipelines paste over it
-                self._refuse(run, "the picture holds NaN", infeasible=True)
+                self._refuse(run, HOLDS_NAN, infeasible=True)
             else:
                 self._resume(run, image)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from search_spaces.models import FAMILIES, ModelDescription
 from search_spaces.requests import Failed, ImageRequest, Value
-from workers.pipelines import Generated, Inputs
+from workers.pipelines import ALL_BLACK, HOLDS_NAN, Generated, Inputs
 
 PER_ROW = ("negative_prompt", "prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
 """Texts that may differ from image to image of one call; all other settings hold for the whole call."""
@@ -39,6 +39,7 @@ class WholeCallPipeline:
         self._pipeline, self._model, self._inputs, self._batch = pipeline, model, inputs, batch
         self._own_scheduler = pipeline.scheduler
         self._queue: list[ImageRequest] = []
+        self.steps = 0
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
         """One call's worth of pictures: the oldest request and those held that can share its call."""
@@ -67,7 +68,7 @@ class WholeCallPipeline:
         """One call for the group; if it fails, each request alone, so that only the guilty one is lost."""
         begun = time.perf_counter()
         try:
-            with counted_calls(getattr(self._pipeline, "unet", None)) as calls:
+            with counted_calls(getattr(self._pipeline, "unet", None)) as calls, self._counting_steps():
                 pictures = self._call(group)
         except torch.OutOfMemoryError as error:
             failed, part = Failed("lost", f"out of memory: {first_line(error)}"), (len(group) + 1) // 2
@@ -85,6 +86,23 @@ class WholeCallPipeline:
         torch.cuda.empty_cache()
         parts = [group[first : first + part] for first in range(0, len(group), part)]
         return [made for each in parts for made in self._generate(each)]
+
+    @contextmanager
+    def _counting_steps(self) -> Iterator[None]:
+        """Let `steps` grow with every call of what draws, within one call of the pipeline too."""
+
+        def count_one(*_: object) -> None:
+            self.steps += 1
+
+        parts = [getattr(self._pipeline, name, None) for name in ("unet", "transformer")]
+        hooks = [
+            part.register_forward_pre_hook(count_one) for part in parts if isinstance(part, torch.nn.Module)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _call(self, group: Sequence[ImageRequest]) -> list[Image.Image | Failed]:
         arguments = call_arguments(group, self._model, self._inputs)
@@ -158,10 +176,10 @@ def checked(image: Image.Image | np.ndarray[Any, Any], flagged: bool) -> Image.I
         return Failed("infeasible", "flagged by the model's safety checker")
     if not isinstance(image, Image.Image):
         if not np.isfinite(image).all():
-            return Failed("infeasible", "the picture holds NaN")
+            return Failed("infeasible", HOLDS_NAN)
         image = Image.fromarray((image * 255).round().astype("uint8"))
     if not any(high for _, high in _extrema(image)):
-        return Failed("infeasible", "the picture is all black")
+        return Failed("infeasible", ALL_BLACK)
     return image
 
 
