@@ -26,7 +26,7 @@ TOKEN = "a-token-of-more-than-thirty-two-characters"
 OURS = {"ray_version": ray.__version__, "python_version": platform.python_version()}
 
 
-class Head(grpc.GenericRpcHandler):
+class Head(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
     """Answers the one question that a Ray head is asked before Ray connects, as Ray 2.60's does."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ def head() -> Iterator[Head]:
     """A head on loopback, at `address`."""
     made, server = Head(), grpc.server(ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((made,))
-    made.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"  # type: ignore[attr-defined]
+    made.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield made
     server.stop(None).wait()
