@@ -26,12 +26,11 @@ TOKEN = "a-token-of-more-than-thirty-two-characters"
 OURS = {"ray_version": ray.__version__, "python_version": platform.python_version()}
 
 
-class Head(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Head(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
     """Answers the one question that a Ray head is asked before Ray connects, as Ray 2.60's does."""
 
     def __init__(self) -> None:
         self.token: str | None = TOKEN
-        self.address = ""
         self.versions = dict(OURS)
 
     def service(self, details: Any) -> Any:

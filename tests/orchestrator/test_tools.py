@@ -428,6 +428,7 @@ def test_a_pictures_name_in_the_catalog_is_not_where_show_writes(root: str) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "script", lambda *_: "")
         patch.setattr(images, "_settings", lambda *_: {})
+        patch.setattr("workers.pipelines.loading.local_folder", lambda _: None)
         assert api.show(image_id, root).name == f"{image_id}.png"
 
 
