@@ -294,6 +294,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "served by", f"whole calls of {model.pipeline}"
     yield "model", model.identity
+    yield from _artifact_lines(study)
     fixed = {name: value for name, value in study.settings.items() if value is not None}
     yield (
         "fixed",
@@ -380,6 +381,14 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "cannot run", f"{sentence} ({count:,} cells)"
     for warning in plan.warnings:
         yield "note", warning
+
+
+def _artifact_lines(study: Study) -> Iterator[tuple[str, str]]:
+    """Which version of a Comet artifact each input is of."""
+    for item in study.inputs:
+        for key, artifact in (("image", item.image_artifact), ("mask", item.mask_artifact)):
+            if artifact is not None:
+                yield key, f"{artifact.asked} is version {artifact.version}, SHA-256 {artifact.sha256[:12]}…"
 
 
 def _engine_text(study: Study) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from orchestrator.artifact_inputs import Located, Slot, locate
 from orchestrator.catalog.parquet import holds_another, past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.plan import admitted, calls_of, remembered_rate, surveyed
@@ -40,7 +41,7 @@ from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.strategies.validation import Validation
 from search_spaces.study import PinnedInput, Study, pin
-from search_spaces.study_file import InputSpec, StudySpec
+from search_spaces.study_file import StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.pipelines import Generated, Pipeline
 from workers.png import as_png, decode_png, encode_png
@@ -80,9 +81,9 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     spec = study_file.load(path)
     if local_root(root).exists() and not local_root(root).is_dir():
         raise InputError(f"--root {root} is a file; name a folder")
-    inputs, images = _read_inputs(spec, path)
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
+    inputs, images = _read_inputs(spec, path, locate(spec, path, folder, pinned))
     if spec.dtype != "auto":
         dtype = spec.dtype
     elif pinned is not None:
@@ -203,31 +204,34 @@ def _check_scheduler_options(study: Study, path: Path) -> None:
             raise InputError(f"{path}: {error}") from None
 
 
-def _read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
+def _read_inputs(
+    spec: StudySpec, path: Path, located: Mapping[Slot, Located]
+) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
     inputs: list[PinnedInput] = []
     images: dict[str, Image.Image] = {}
     for number, item in enumerate(spec.inputs):
         key = f"{path}: inputs[{number}]"
         if item.mask is not None and item.image is None:
             raise InputError(f"{key}.mask: a mask needs an image beside it")
-        image = read_image(path.parent / item.image, f"{key}.image") if item.image else None
-        mask = read_mask(path.parent / item.mask, f"{key}.mask", image.size) if item.mask and image else None
-        inputs.append(_pinned_input(item, image, mask))
+        found, masked = located.get((number, "image")), located.get((number, "mask"))
+        image = read_image(found.path, f"{key}.image") if found else None
+        mask = read_mask(masked.path, f"{key}.mask", image.size) if masked and image else None
+        pinned = PinnedInput(
+            prompt=item.prompt,
+            score_text=item.score_text or item.prompt,
+            image=pixel_hash(image) if image else None,
+            mask=pixel_hash(mask) if mask else None,
+            image_name=Path(item.image).name if item.image else None,
+            mask_name=Path(item.mask).name if item.mask else None,
+            image_artifact=found.artifact if found else None,
+            mask_artifact=masked.artifact if masked else None,
+        )
+        inputs.append(pinned)
         images.update({pixel_hash(each): each for each in (image, mask) if each is not None})
-    if len({item.model_dump_json() for item in inputs}) < len(inputs):
+    same = {item.model_dump_json(exclude={"image_artifact", "mask_artifact"}) for item in inputs}
+    if len(same) < len(inputs):
         raise InputError(f"{path}: inputs: the same input is listed twice")
     return inputs, images
-
-
-def _pinned_input(item: InputSpec, image: Image.Image | None, mask: Image.Image | None) -> PinnedInput:
-    return PinnedInput(
-        prompt=item.prompt,
-        score_text=item.score_text or item.prompt,
-        image=pixel_hash(image) if image else None,
-        mask=pixel_hash(mask) if mask else None,
-        image_name=Path(item.image).name if item.image else None,
-        mask_name=Path(item.mask).name if item.mask else None,
-    )
 
 
 def _check_inputs_suit(spec: StudySpec, model: ModelDescription, path: Path) -> None:

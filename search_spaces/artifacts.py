@@ -52,5 +52,7 @@ def parse_artifact_file(text: str) -> ArtifactFile | None:
     if not path:
         raise ValueError(f"{shown(text)} names no file of the artifact; the form is {FORM}")
     if any(part in ("", ".", "..") for part in (workspace, artifact, version or LATEST, *path.split("/"))):
-        raise ValueError(f"{shown(text)} leaves the artifact's folder or names none; write a plain path without ..")
+        raise ValueError(
+            f"{shown(text)} leaves the artifact's folder or names none; write a plain path without .."
+        )
     return ArtifactFile(workspace, artifact, version or LATEST, path)

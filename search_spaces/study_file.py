@@ -454,9 +454,9 @@ class CometSpec(_Section):
         description="online streams images as they are made; offline builds an archive for `comet upload` at the "
         "end; auto is online where an API key is found and the server answers",
     )
-    images: Annotated[
-        Literal["all", "best_per_trial"] | TopImages, BeforeValidator(_parse_images)
-    ] = Field("all", description="which images are sent: all, the best of each trial, or {top_k: N} of the study")
+    images: Annotated[Literal["all", "best_per_trial"] | TopImages, BeforeValidator(_parse_images)] = Field(
+        "all", description="which images are sent: all, the best of each trial, or {top_k: N} of the study"
+    )
     log_code: bool = Field(False, description="send the git commit and patch and facts on the machine too")
 
 
