@@ -51,8 +51,10 @@ from orchestrator.rescoring import Rescored
 from orchestrator.studies import Compared, removal, remove, reused_from, studies
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root, named_folder
 from orchestrator.sweep import Progress, sweep
-from orchestrator.tracking import Guarded
-from orchestrator.tracking.comet import api_key_problem
+from orchestrator.tracking import Guarded, Tracker
+from orchestrator.tracking.comet.content import CometError
+from orchestrator.tracking.comet.keys import api_key_problem
+from orchestrator.tracking.comet.sync import Status as CometStatus
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.requests import Failed, Scored, Settings, Value
 from search_spaces.strategies import PastTrial, Strategy
@@ -143,6 +145,7 @@ def run(
             return cluster_gpus()
 
         resolved = wiring.resolve(Path(study_file), root, gpus)
+        wiring.check_comet(resolved.study, Path(study_file))
         folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)
@@ -157,10 +160,12 @@ def run(
                 say(f"dashboard: {board.advice}")
                 board.start()
                 session.callback(board.abandon)
+            tracker = Guarded(wiring.make_tracker(resolved.study, root, folder, say))
+            session.callback(tracker.abandon)
             try:
                 with watching(console, resolved.study.objective, quiet) as watch:
-                    progress, closing = _sweep(
-                        resolved.study, root, pool, retry_failed, watch, interrupted, say
+                    progress = _sweep(
+                        resolved.study, root, pool, tracker, retry_failed, watch, interrupted, say
                     )
             finally:
                 pool.close()
@@ -171,11 +176,13 @@ def run(
                 *pool.notices,
                 board and (board.close() or f"dashboard: {board.advice}"),
             ]
+            found = results(resolved.study.name, root)
+            sheet = write_contact_sheet(found, root)
+            write_report(found, root)
+            closing = tracker.close()  # last, so that what was written just now goes too
             messages = [message for message in (key_problem if quiet else None, *notes, closing) if message]
             for message in messages:
                 log.info(message)
-            found = results(resolved.study.name, root)
-            sheet = write_contact_sheet(found, root)
             catalog = f"{root.partition('?')[0].rstrip('/')}/catalog"
             return RunResult(progress, found, folder.path, catalog, sheet, messages, interrupted())
 
@@ -184,12 +191,13 @@ def _sweep(
     study: Study,
     root: str,
     pool: Pool,
+    tracker: Tracker,
     retry_failed: bool,
     watch: Callable[[Progress], None],
     interrupted: Callable[[], bool],
     say: Callable[[str], None],
-) -> tuple[Progress, str | None]:
-    """Run the loop and close the tracker; what was done, and the tracker's closing line."""
+) -> Progress:
+    """Run the loop; what was done."""
     tables = Tables(root)
     past = past_trials(tables, study.name, retry_failed, study.measures)
     found = surveyed(study)
@@ -198,7 +206,6 @@ def _sweep(
     of_others = judged(there, study) - judged(gone_on_with(there, study), study)
     raced = wiring.raced(study, found)
     total = of_others + image_count(study, trial_count(study, found, raced))
-    tracker = Guarded(wiring.make_tracker(study, root, folder))
     strategy = wiring.make_strategy(study, past)
     notes: list[str] = []
 
@@ -236,7 +243,7 @@ def _sweep(
             f"the search ended after {len(found.candidates)} of {asked} trials: "
             "all other cells are their twins or cannot run"
         )
-    return progress, tracker.close()
+    return progress
 
 
 def _reused(tables: Tables, image_ids: set[str], study: str) -> list[str]:
@@ -373,6 +380,75 @@ def write_contact_sheet(
     folder.path.mkdir(parents=True, exist_ok=True)
     sheet.save(folder.contact_sheet)
     return folder.contact_sheet
+
+
+def write_report(found: Results, root: str = DEFAULT_ROOT) -> None:
+    """Write a study's report as text, and its trials as a table (CSV), into its folder."""
+    from orchestrator.report.files import report_text, trials_csv
+
+    folder = StudyFolder(root, found.study)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.report.write_text(report_text(found), encoding="utf-8")
+    folder.trials.write_text(trials_csv(found), encoding="utf-8")
+
+
+def comet_sync(
+    study: str, root: str = DEFAULT_ROOT, told: Callable[[str], None] = lambda _: None
+) -> CometStatus:
+    """Make a study's experiment in Comet agree with the catalog: what is missing there is sent, nothing twice.
+
+    Works for a study that was run offline, half streamed or cut off, and goes on where it stopped; `told` hears
+    how far it is. The result is what Comet lists afterwards. Raises InputError.
+    """
+    found = results(study, root)
+    write_contact_sheet(found, root)
+    write_report(found, root)
+
+    def hear(news: object) -> None:
+        if isinstance(news, dict):
+            told(f"{news['sent']:,} of {news['total']:,} images are in Comet")
+
+    return _comet(study, root, only_list=False, told=hear)
+
+
+def comet_status(study: str, root: str = DEFAULT_ROOT) -> CometStatus:
+    """How much of a study Comet lists, sending nothing. Raises InputError."""
+    return _comet(study, root, only_list=True)
+
+
+def comet_archive(study: str, root: str = DEFAULT_ROOT) -> str:
+    """Build a study's archive for `comet upload` from the catalog; a line says where it is. Raises InputError."""
+    folder = _comet_folder(study, root)
+    found = results(study, root)
+    write_contact_sheet(found, root)
+    write_report(found, root)
+    try:
+        return wiring.make_archive(study, root, folder).close() or ""
+    except CometError as error:
+        raise InputError(str(error)) from None
+
+
+def _comet(
+    study: str, root: str, only_list: bool, told: Callable[[object], None] = lambda _: None
+) -> CometStatus:
+    from orchestrator.tracking.comet.sync import sync_in_child
+
+    folder = _comet_folder(study, root)
+    log_file = folder.path.absolute() / "comet.log"
+    try:
+        return sync_in_child(wiring.comet_source(root, study), folder.comet, log_file, only_list, told)
+    except CometError as error:
+        raise InputError(f"comet: {error}") from None
+
+
+def _comet_folder(study: str, root: str) -> StudyFolder:
+    folder = named_folder(study, root)
+    if folder.pinned() is None:
+        results(study, root)  # says so where there is no such study
+        raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
+    if folder.is_being_run:
+        raise InputError(f"the study in {folder.path} is being run by {folder.owner}; wait for its end")
+    return folder
 
 
 def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
@@ -526,6 +602,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 
 __all__ = [
+    "CometStatus",
     "Compared",
     "Health",
     "InputError",
@@ -537,6 +614,9 @@ __all__ = [
     "best",
     "check",
     "closer",
+    "comet_archive",
+    "comet_status",
+    "comet_sync",
     "compact",
     "diff",
     "export",
@@ -553,4 +633,5 @@ __all__ = [
     "show",
     "studies",
     "write_contact_sheet",
+    "write_report",
 ]

@@ -17,6 +17,7 @@ from search_spaces import study_file
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
+    from orchestrator.api import CometStatus
     from search_spaces.estimates import Estimate
 
 EXIT_CODES = (
@@ -191,6 +192,18 @@ def _parser() -> argparse.ArgumentParser:
         upkeep = acts.add_parser(name, help=told)
         upkeep.set_defaults(command=act)
         _add_root(upkeep)
+
+    comet = commands.add_parser("comet", help="bring a study to Comet, or say what is there")
+    acts = comet.add_subparsers(required=True, metavar="sync | status | archive")
+    for name, act, told in (
+        ("sync", _comet_sync, "send what Comet lacks of a study; goes on where it stopped"),
+        ("status", _comet_status, "how many images are sent, pending or rejected, by Comet's own list"),
+        ("archive", _comet_archive, "build the archive for `comet upload` from the catalog; no network"),
+    ):
+        view = acts.add_parser(name, help=told)
+        view.add_argument("study", metavar="STUDY", help="a study's name")
+        view.set_defaults(command=act)
+        _add_root(view)
 
     schema = commands.add_parser("schema", help="print the study file's JSON Schema, for editors")
     schema.set_defaults(command=_schema)
@@ -444,6 +457,42 @@ def _repair(options: argparse.Namespace) -> int:
         _Console(), [("repair", line) for line in api.repair(options.root) or ["nothing was damaged"]]
     )
     return 0
+
+
+def _comet_sync(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    console = _Console()
+    status = api.comet_sync(options.study, options.root, lambda line: _print_rows(console, [("comet", line)]))
+    return _print_comet(status)
+
+
+def _comet_status(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    return _print_comet(api.comet_status(options.study, options.root))
+
+
+def _comet_archive(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    _print_rows(_Console(), [("comet", api.comet_archive(options.study, options.root))])
+    return 0
+
+
+def _print_comet(status: "CometStatus") -> int:
+    rows = [
+        ("experiment", status.url or "not there yet"),
+        ("sent", f"{status.sent:,} of {status.total:,} images"),
+        ("pending", f"{status.pending:,}"),
+        ("rejected", f"{len(status.rejected):,}"),
+    ]
+    if status.removed:
+        rows.append(("removed", f"{status.removed:,} that were there twice"))
+    if status.problem:
+        rows.append(("problem", f"{status.problem}; the same command goes on"))
+    _print_rows(_Console(), rows)
+    return 3 if status.pending or status.rejected or status.problem else 0
 
 
 def _schema(options: argparse.Namespace) -> int:  # noqa: ARG001

@@ -59,6 +59,16 @@ class StudyFolder:
         return self.path / "optuna"
 
     @property
+    def report(self) -> Path:
+        """The report as text."""
+        return self.path / "report.txt"
+
+    @property
+    def trials(self) -> Path:
+        """The trials as a table."""
+        return self.path / "trials.csv"
+
+    @property
     def contact_sheet(self) -> Path:
         """The contact sheet."""
         return self.path / "contact-sheet.png"

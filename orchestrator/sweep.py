@@ -258,6 +258,7 @@ class _Sweep:
                     j.role,
                     j.request.settings,
                     j.outcome.scores,
+                    j.request.prompt,
                 )
                 for j in judged
                 if isinstance(j.outcome, Scored)
@@ -308,10 +309,11 @@ class _Sweep:
             return None
         del self._scores[trial.number]
         mean = math.fsum(each[self._study.objective] for each in scores.values()) / len(scores)
-        is_best = progress.best_score is None or mean > progress.best_score
-        if is_best and keeps(self._study.constraints, list(scores.values())):
+        within = keeps(self._study.constraints, list(scores.values()))
+        if within and (progress.best_score is None or mean > progress.best_score):
             progress.best, progress.best_score = trial.settings, mean
-        return TrackedTrial(trial.number, trial.settings, mean)
+        told = tuple(scores[i][self._study.objective] for i in sorted(scores))
+        return TrackedTrial(trial.number, trial.settings, mean, told, within)
 
 
 def _judged(assignment: Assignment, request: ImageRequest, outcome: Outcome) -> Judged:

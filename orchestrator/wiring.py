@@ -12,6 +12,8 @@ from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from orchestrator.artifact_inputs import Located, Slot, locate
@@ -20,19 +22,23 @@ from orchestrator.catalog.tables import Tables
 from orchestrator.plan import admitted, calls_of, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
-from orchestrator.tracking import NullTracker, Tracker
-from orchestrator.tracking.comet import (
+from orchestrator.tracking import NullTracker, TrackedImage, Tracker
+from orchestrator.tracking.comet.archive import CometOfflineTracker
+from orchestrator.tracking.comet.content import (
     CometImage,
     CometMetric,
-    CometOfflineTracker,
     CometStudy,
+    Content,
+    chosen,
     experiment_key,
+    trial_metrics,
 )
+from orchestrator.tracking.comet.keys import api_key_problem, may_have_key
 from search_spaces import study_file
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription, ScorerDescription
 from search_spaces.objectives import PRESERVATION, keeps
-from search_spaces.requests import Failed, ImageRequest, Scored, Settings, Trial, Value
+from search_spaces.requests import Failed, ImageRequest, Instance, Role, Scored, Settings, Trial, Value
 from search_spaces.space import Survey, guidance_is_on
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
@@ -599,12 +605,38 @@ def make_scoring_pool(
     )
 
 
-def make_tracker(study: Study, root: str, folder: StudyFolder) -> Tracker:
-    """Where a study's images are streamed."""
+def check_comet(study: Study, source: Path) -> None:
+    """See that what `comet:` asks for can be had. Raises InputError."""
+    if study.comet.mode != "online" or may_have_key(os.environ, Path(), Path.home()):
+        return
+    problem = (api_key_problem(os.environ) or "no API key was found").partition(";")[0]
+    raise InputError(
+        f"{source}: comet.mode: online needs an API key of Comet, and {problem}; set COMET_API_KEY or write the "
+        "key to ~/.comet.config, or say auto"
+    )
+
+
+def make_archive(study: str, root: str, folder: StudyFolder) -> CometOfflineTracker:
+    """What builds a study's archive when it is closed."""
+    log = folder.path.absolute() / "comet.log"
+    return CometOfflineTracker(comet_source(root, study), folder.comet.absolute(), log)
+
+
+def make_tracker(
+    study: Study, root: str, folder: StudyFolder, say: Callable[[str], None] = lambda _: None
+) -> Tracker:
+    """Where a study's images are streamed; `say` gets the line that says whether that is so."""
     if study.comet.mode == "off":
         return NullTracker()
-    source = partial(comet_source, root, study.name)
-    return CometOfflineTracker(source, folder.comet.absolute(), folder.path.absolute() / "comet.log")
+    offline = make_archive(study.name, root, folder)
+    keyed = may_have_key(os.environ, Path(), Path.home())
+    if study.comet.mode == "offline" or not keyed:
+        return offline
+    from orchestrator.tracking.comet.stream import CometStream
+
+    fallback = offline if study.comet.mode == "auto" else None
+    source, log = comet_source(root, study.name), folder.path.absolute() / "comet.log"
+    return CometStream(source, study.name, study.objective, folder.comet, log, say, fallback)
 
 
 def check_storage(storage: str) -> None:
@@ -628,69 +660,123 @@ def comet_key(study: Study) -> str:
     return experiment_key(f"{study.name} {study.token}")
 
 
-def comet_source(root: str, name: str) -> tuple[CometStudy, str, Iterable[CometImage], Iterable[CometMetric]]:
-    """A study's Comet experiment as the catalog has it; runs in the process that builds the archive."""
+def comet_source(root: str, name: str) -> Callable[[], Content]:
+    """What reads a study's Comet content from the catalog, in a process that may run elsewhere."""
+    return partial(comet_content, root if "://" in root else str(Path(root).absolute()), name)
+
+
+FILES = ("study.yaml", "report.txt", "trials.csv", "contact-sheet.png")
+"""Of a study's folder, that go to Comet where they are there."""
+
+
+def comet_content(root: str, name: str) -> Content:
+    """A study's Comet experiment as the catalog has it; runs in the process that sends it or builds the archive."""
     folder, tables = StudyFolder(root, name), Tables(root)
     study = folder.pinned()
     assert study is not None
     past = past_trials(tables, name)
-    described = CometStudy(
-        study=name,
-        workspace=study.comet.workspace,
-        project=study.comet.project or name,
-        experiment_name=study.comet.name or name,
-        tags=study.comet.tags,
-        parameters={
-            **{key: json.dumps(value) if value is None else value for key, value in study.settings.items()},
-            "model": study.model.name,
-            "revision": study.model.revision,
-            "task": study.model.task,
-            "dtype": study.model.dtype,
-            "scorer": study.scorer.id,
-            "seeds": json.dumps(study.seeds),
-            "space": study.space.model_dump_json(),
-            "search": study.search.model_dump_json(),
-        },
-        assets=[folder.study_file],
+    records = _comet_records(study, past)
+    rule = study.comet.images if isinstance(study.comet.images, str) else study.comet.images.top_k
+    instances = {"search": study.instances, "validate": study.validation_instances}
+    described = partial(_comet_image, name, instances)
+    wanted = chosen(records, rule, study.objective)
+    files = {each: (folder.path / each).read_bytes() for each in FILES if (folder.path / each).is_file()}
+    return Content(
+        study=CometStudy(
+            study=name,
+            workspace=study.comet.workspace,
+            project=study.comet.project or name,
+            experiment_name=study.comet.name or name,
+            tags=study.comet.tags,
+            parameters={**_comet_parameters(study), **_provenance(tables, records)},
+            files=files,
+            log_code=study.comet.log_code,
+        ),
+        key=comet_key(study),
+        images=lambda: map(described, wanted),
+        pictures=lambda ids: ((image_id, as_png(picture)) for image_id, picture in tables.pictures(ids)),
+        metrics=list(_comet_metrics(study, past)),
+        described=lambda record: described(record) if rule == "all" else None,
     )
-    return described, comet_key(study), _comet_images(tables, study, past), _comet_metrics(study, past)
 
 
-def _comet_images(tables: Tables, study: Study, past: Sequence[PastTrial]) -> Iterator[CometImage]:
-    """Every scored picture of the study, in one pass over the catalog."""
-    instances = study.instances
-    told: dict[str, tuple[int, dict[str, Value]]] = {}
+def _comet_parameters(study: Study) -> dict[str, object]:
+    return {
+        **{key: json.dumps(value) if value is None else value for key, value in study.settings.items()},
+        "model": study.model.name,
+        "revision": study.model.revision,
+        "task": study.model.task,
+        "dtype": study.model.dtype,
+        "scorer": study.scorer.id,
+        "seeds": json.dumps(study.seeds),
+        "space": study.space.model_dump_json(),
+        "search": study.search.model_dump_json(),
+    }
+
+
+def _provenance(tables: Tables, records: Sequence[TrackedImage]) -> dict[str, object]:
+    """The devices and versions that a study's pictures were made with, each as a list in one text."""
+    names = ("device", "torch", "diffusers", "latentsweep")
+    ids = pa.array(sorted({record.image_id for record in records}), pa.string())
+    rows = tables.read("images", list(names), pc.field("image_id").isin(ids)) if records else None
+    found = {
+        name: sorted({str(value) for value in rows[name].unique().to_pylist()}) if rows else []
+        for name in names
+    }
+    return {name: ", ".join(values) for name, values in found.items() if values}
+
+
+def _comet_records(study: Study, past: Sequence[PastTrial]) -> list[TrackedImage]:
+    """Every scored picture of the study, each once: of trials that draw the same the first."""
+    records: dict[str, TrackedImage] = {}
+    search, validation = study.instances, study.validation_instances
+    roles: Sequence[Role] = ("search", "validate")
     for trial in past:
-        for number, outcome in trial.outcomes.items():
-            if not isinstance(outcome, Scored) or number >= len(instances):
-                continue
-            request = study.request(trial.settings, instances[number])
-            metadata = {
-                "study": study.name,
-                "trial": trial.number,
-                "instance": number,
-                "prompt": request.prompt,
-                "score_text": request.score_text,
-                "seed": request.seed,
-                **request.settings,
-                **outcome.scores,
-            }
-            told[request.image_id] = (trial.number, metadata)
-    for image_id, png in tables.pictures(set(told)):
-        step, metadata = told[image_id]
-        yield CometImage(image_id, "search", step, as_png(png), metadata)
+        shared: Settings = {}
+        for role in roles:
+            instances, outcomes = (
+                (search, trial.outcomes) if role == "search" else (validation, trial.validation)
+            )
+            for number, outcome in outcomes.items():
+                if not isinstance(outcome, Scored) or number >= len(instances):
+                    continue
+                request = study.request(trial.settings, instances[number])
+                shared = shared if shared == request.settings else request.settings  # one in memory per trial
+                record = TrackedImage(
+                    request.image_id, trial.number, number, role, shared, outcome.scores, request.prompt
+                )
+                records.setdefault(request.image_id, record)
+    return list(records.values())
+
+
+def _comet_image(study: str, instances: Mapping[str, Sequence[Instance]], record: TrackedImage) -> CometImage:
+    """A picture as Comet shows it: its role as the name, its trial as the step, all else beside it."""
+    instance = instances[record.role][record.instance]
+    metadata: dict[str, Value] = {
+        "study": study,
+        "trial": record.trial,
+        "instance": record.instance,
+        "role": record.role,
+        "prompt": record.prompt or instance.prompt,
+        "score_text": instance.score_text,
+        "seed": instance.seed,
+        **record.settings,
+        **record.scores,
+    }
+    return CometImage(record.image_id, record.role, record.trial, metadata)
 
 
 def _comet_metrics(study: Study, past: Sequence[PastTrial]) -> Iterator[CometMetric]:
-    """Each complete trial's mean, and the best so far of those that keep the constraints."""
+    """Each complete trial's score with its interval, and the best so far of those that keep the constraints."""
     best = None
     for trial in past:
-        scores = [o.scores for o in trial.outcomes.values() if isinstance(o, Scored)]
+        judged = [trial.outcomes.get(number) for number in range(len(study.instances))]
+        scores = [outcome.scores for outcome in judged if isinstance(outcome, Scored)]
         if len(scores) < len(study.instances):
             continue
-        mean = sum(each[study.objective] for each in scores) / len(scores)
+        metrics = trial_metrics(study.objective, trial.number, [each[study.objective] for each in scores])
         if keeps(study.constraints, scores):
-            best = mean if best is None else max(best, mean)
-        yield CometMetric(study.objective, mean, trial.number)
+            best = metrics[0].value if best is None else max(best, metrics[0].value)
+        yield from metrics
         if best is not None:
             yield CometMetric(f"best_{study.objective}", best, trial.number)

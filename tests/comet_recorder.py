@@ -304,7 +304,8 @@ def _mapping(text: str | None) -> dict[str, Any] | None:
 
 # The endpoints: each takes the recorder, the query, the JSON body and the files of a multipart body.
 
-_Query, _Files = dict[str, str], dict[str, bytes]
+_Query = dict[str, str]
+_Files = dict[str, bytes]
 
 
 def _handshake(r: CometRecorder, experiment: Experiment) -> dict[str, Any]:
@@ -676,6 +677,8 @@ class _quietly:  # noqa: N801  # reads as a word
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # an answer is one packet: two would wait for each other's acknowledgement
     server: _Server
 
     def setup(self) -> None:
@@ -762,6 +765,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+        self.wfile.flush()
 
 
 def _parts(kind: str, data: bytes) -> Iterator[tuple[str, bytes]]:

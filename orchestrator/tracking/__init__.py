@@ -12,7 +12,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrackedImage:
-    """One stored image of a trial; `scores` maps scorer name → value, all finite."""
+    """One stored image of a trial; `scores` maps scorer name → value, all finite.
+
+    `prompt` is what it was drawn from, which may be a setting; empty where that is the instance's own.
+    """
 
     image_id: str
     trial: int
@@ -20,15 +23,21 @@ class TrackedImage:
     role: Role
     settings: Settings
     scores: Mapping[str, float]
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
 class TrackedTrial:
-    """One finished trial; `mean` is its objective, None where a failed image leaves it without one."""
+    """One finished trial; `mean` is its objective, None where a failed image leaves it without one.
+
+    `scores` are the objective's, by instance; `keeps` says whether the trial keeps the study's constraints.
+    """
 
     number: int
     settings: Settings
     mean: float | None
+    scores: Sequence[float] = ()
+    keeps: bool = True
 
 
 class Tracker(Protocol):
@@ -46,6 +55,9 @@ class Tracker(Protocol):
     def close(self) -> str | None:
         """Finish, once; the result is one line for the user, None where there is nothing to say."""
 
+    def abandon(self) -> None:
+        """Let go of everything at once, closed or not; may be called more than once."""
+
 
 class NullTracker:
     """The tracker of a study that is not tracked."""
@@ -59,6 +71,9 @@ class NullTracker:
     def close(self) -> str | None:
         """There is nothing to say."""
         return None
+
+    def abandon(self) -> None:
+        """There is nothing to let go of."""
 
 
 class RecordingTracker:
@@ -84,6 +99,9 @@ class RecordingTracker:
         self._refuse_when_closed()
         self.closed = True
         return f"recorded {len(self.told_images)} images and {len(self.told_trials)} trials"
+
+    def abandon(self) -> None:
+        """There is nothing to let go of."""
 
     def _refuse_when_closed(self) -> None:
         if self.closed:
@@ -114,6 +132,10 @@ class Guarded:
         times = "once" if self.failures == 1 else f"{self.failures} times, first"
         failure = f"tracking failed {times} with {self._first}"
         return f"{line}; {failure}" if line else failure
+
+    def abandon(self) -> None:
+        """Pass it on."""
+        self._attempt(self._tracker.abandon)
 
     def _attempt(self, call: Callable[[], str | None]) -> str | None:
         try:

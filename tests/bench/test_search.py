@@ -44,7 +44,7 @@ def a_study(**changes: Any) -> Study:
         ),
         search=SearchSpec.model_validate({}),
         objective="clip_score",
-        comet=CometSpec(workspace=None, project=None, name=None, tags=[], mode="off"),
+        comet=CometSpec.model_validate({"mode": "off"}),
     )
     return study.model_copy(update=changes)
 

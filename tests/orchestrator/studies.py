@@ -56,7 +56,7 @@ def small_study(
         ),
         search=search or SearchSpec.model_validate({}),
         objective="clip_score",
-        comet=CometSpec(workspace=None, project=None, name=None, tags=[], mode="off"),
+        comet=CometSpec.model_validate({"mode": "off"}),
     )
 
 

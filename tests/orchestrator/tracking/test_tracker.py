@@ -15,8 +15,8 @@ from orchestrator.tracking import (
     TrackedTrial,
     Tracker,
 )
-from orchestrator.tracking.comet import CometOfflineTracker
-from tests.orchestrator.tracking.test_comet import a_study
+from orchestrator.tracking.comet.archive import CometOfflineTracker
+from tests.orchestrator.tracking.comet.contents import a_study
 
 IMAGE = TrackedImage("id0", 0, 0, "search", {"guidance_scale": 7.5}, {"clip": 0.3})
 TRIAL = TrackedTrial(0, {"guidance_scale": 7.5}, None)
@@ -76,6 +76,9 @@ class FailingTracker:
 
     def close(self) -> str | None:
         raise TimeoutError("too slow")
+
+    def abandon(self) -> None:
+        raise OSError("will not go")
 
 
 class TestGuarded(TrackerContract):

@@ -1,6 +1,5 @@
 """Comet archives through the real SDK, each opened again. Sources run in the child: they pickle by name."""
 
-import io
 import json
 import os
 import random
@@ -9,105 +8,69 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Set
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from PIL import Image
 
-from orchestrator.tracking import comet
-from orchestrator.tracking.comet import (
-    CometError,
-    CometImage,
-    CometMetric,
-    CometOfflineTracker,
-    CometStudy,
-    api_key_problem,
-    archive_in_child,
-    count_images,
-    experiment_key,
+from orchestrator.tracking.comet import archive as archive_module
+from orchestrator.tracking.comet.archive import CometOfflineTracker, archive_in_child, count_images
+from orchestrator.tracking.comet.content import CometError, Content, Source
+from tests.orchestrator.tracking.comet.contents import (
+    FILE,
+    KEY,
+    a_study,
+    an_image,
+    png,
+    some_pictures,
+    with_images,
 )
-from search_spaces.requests import Value
 
-KEY = experiment_key("a study")
 MARKER = "MARKERmarker0123456789abc"
-Given = tuple[CometStudy, str, Iterable[CometImage], Iterable[CometMetric]]
-
-
-def png(shade: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade % 256, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def an_image(number: int) -> CometImage:
-    metadata: dict[str, Value] = {
-        "prompt": 'a "grün" dragon',
-        "clip": 0.25,
-        "seed": number,
-        "flagged": False,
-        "mask": None,
-    }
-    return CometImage(f"id{number}", "search", number // 2, png(number), metadata)
-
-
-def a_study(images: int, assets: Sequence[Path] = ()) -> Given:
-    parameters = {"model": "toyworld", "num_inference_steps": 30, "strength": [0.3, 0.6]}
-    study = CometStudy(
-        "cats", "friends", "dragons", "cats at night", ("latentsweep", "cat"), parameters, assets
-    )
-    metrics = [
-        CometMetric("mean", 0.5, 0),
-        CometMetric("mean", float("nan"), 1),
-        CometMetric("mean", 0.75, 2),
-    ]
-    return study, KEY, (an_image(number) for number in range(images)), metrics
 
 
 def refuse_connection(*_: object) -> NoReturn:
     raise AssertionError("the network was used")
 
 
-def without_network(images: int, asset: Path) -> Given:
+def without_network(images: int) -> Content:
     """A study whose child fails on any connection and knows no key."""
     socket.socket.connect = refuse_connection  # type: ignore[method-assign]
     socket.socket.connect_ex = refuse_connection  # type: ignore[method-assign]
     socket.getaddrinfo = refuse_connection  # type: ignore[assignment]
     assert MARKER not in os.environ.values()
     print("a chatty source", flush=True)
-    return a_study(images, [asset])
+    return a_study(images)
 
 
-def with_a_repeat() -> Given:
-    study, key, _, metrics = a_study(0)
-    return study, key, [an_image(0), an_image(1), an_image(0)], metrics
+def with_a_repeat() -> Content:
+    return with_images(a_study(0), [an_image(0), an_image(1), an_image(0)])
 
 
-def stalling() -> Given:
-    def stall() -> Iterator[CometImage]:
-        yield an_image(0)
+def stalling() -> Content:
+    def stall(ids: Set[str]) -> Iterator[tuple[str, bytes]]:
+        yield from some_pictures({"id0"})
         time.sleep(600)
 
-    study, key, _, metrics = a_study(0)
-    return study, key, stall(), metrics
+    return replace(a_study(2), pictures=stall)
 
 
-def raising_late() -> Given:
-    def fail() -> Iterator[CometImage]:
-        yield an_image(0)
+def raising_late() -> Content:
+    def fail(ids: Set[str]) -> Iterator[tuple[str, bytes]]:
+        yield from some_pictures({"id0"})
         raise LookupError(f"rejected {MARKER}")
 
-    study, key, _, metrics = a_study(0)
-    return study, key, fail(), metrics
+    return replace(a_study(2), pictures=fail)
 
 
-def dying() -> Given:
+def dying() -> Content:
     os._exit(7)
 
 
-def with_a_lossy_sdk() -> Given:
+def with_a_lossy_sdk() -> Content:
     """An SDK that loses every second image and still reports success."""
     import comet_ml
 
@@ -138,10 +101,8 @@ class Built:
 
     def __init__(self, root: Path) -> None:
         self.folder, self.log = root / "comet", root / "logs" / "comet.log"
-        self.asset = root / "cats.yaml"
-        self.asset.write_text("study: cats\n")
         self.state_before = self.state()
-        self.archive = archive_in_child(partial(without_network, 5, self.asset), self.folder, self.log)
+        self.archive = archive_in_child(partial(without_network, 5), self.folder, self.log)
         self.state_after = self.state()
 
     @staticmethod
@@ -174,7 +135,7 @@ class TestArchive:
         assert count_images(built.archive) == 5
         for number, (each, data) in enumerate(found.values()):
             image = an_image(number)
-            assert data == image.png
+            assert data == png(number)
             assert each["metadata"] == {**image.metadata, "image_id": image.image_id}
             assert each["additional_params"]["figName"] == "search"
             assert each["additional_params"]["step"] == number // 2
@@ -188,16 +149,18 @@ class TestArchive:
         others = {each["key"]: each["value"] for each in messages(built.archive, "log_other")}
         assert (others["Name"], others["study"]) == ("cats at night", "cats")
         ((asset, data),) = uploads(built.archive, "asset")
-        assert (asset["additional_params"]["fileName"], data) == ("cats.yaml", b"study: cats\n")
+        assert (asset["additional_params"]["fileName"], data) == ("cats.yaml", FILE)
 
     def test_holds_the_parameters(self, built: Built) -> None:
         logged = [each.get("param") or each["params"] for each in messages(built.archive, "parameter_msg")]
         manual = {each["paramName"]: each["paramValue"] for each in logged if each["source"] == "manual"}
-        assert manual == {"model": "toyworld", "num_inference_steps": 30, "strength": [0.3, 0.6]}
+        assert manual == {"model": "toyworld", "num_inference_steps": 30, "strength": "[0.3, 0.6]"}
 
     def test_holds_finite_metrics_only(self, built: Built) -> None:
         metrics = [each["metric"] for each in messages(built.archive, "metric_msg")]
-        means = [(each["step"], each["metricValue"]) for each in metrics if each["metricName"] == "mean"]
+        means = [
+            (each["step"], each["metricValue"]) for each in metrics if each["metricName"] == "clip_score"
+        ]
         assert means == [(0, 0.5), (2, 0.75)]
 
     def test_building_leaves_this_process_alone_and_prints_into_the_log(self, built: Built) -> None:
@@ -215,7 +178,7 @@ class TestArchive:
 
 def test_a_rerun_replaces_the_archive_and_skips_a_repeated_image(tmp_path: Path) -> None:
     (tmp_path / f"{KEY}.zip").write_bytes(b"an earlier archive")
-    left_by_a_killed_build = tmp_path / comet._SCRATCH / "half.zip"
+    left_by_a_killed_build = tmp_path / archive_module._SCRATCH / "half.zip"
     left_by_a_killed_build.parent.mkdir()
     left_by_a_killed_build.write_bytes(b"half")
     log = tmp_path / "comet.log"
@@ -228,15 +191,14 @@ def test_a_rerun_replaces_the_archive_and_skips_a_repeated_image(tmp_path: Path)
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        (raising_late, "building the Comet archive failed: LookupError; see"),
-        (dying, "the process that builds the Comet archive died with code 7; see"),
-        (with_a_lossy_sdk, "the Comet archive holds 1 of 4 things not as given: image id1, …"),
-        (partial(a_study, 1, [Path("gone.yaml")]), "the asset gone.yaml of the Comet archive is missing"),
+        (raising_late, "build_archive failed with LookupError; see"),
+        (dying, "the process that talks to Comet died with code 7; see"),
+        (with_a_lossy_sdk, "the Comet archive holds 1 of 5 things not as given: image id1, …"),
     ],
-    ids=["a source that raises", "a child that dies", "an SDK that loses an image", "a missing asset"],
+    ids=["a source that raises", "a child that dies", "an SDK that loses an image"],
 )
 def test_a_failed_build_is_one_sentence_and_keeps_the_earlier_archive(
-    source: comet.Source, sentence: str, tmp_path: Path
+    source: Source, sentence: str, tmp_path: Path
 ) -> None:
     earlier = tmp_path / "comet" / f"{KEY}.zip"
     earlier.parent.mkdir()
@@ -260,44 +222,9 @@ def test_a_build_past_its_deadline_is_killed_and_leaves_nothing(
             started.append(self)
 
     monkeypatch.setattr(subprocess, "Popen", Noted)
-    with pytest.raises(CometError, match="not finished within 3 s"):
+    with pytest.raises(CometError, match="not done within 3 s"):
         archive_in_child(stalling, tmp_path / "comet", tmp_path / "comet.log", deadline=3)
     assert list((tmp_path / "comet").iterdir()) == []
     (child,) = started
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
-
-
-def test_an_experiment_key_is_what_comet_takes_and_always_the_same() -> None:
-    assert experiment_key("a study") == KEY == "88765bd0a21f44368db3a7794e97ffdb"
-    assert len(KEY) == 32
-    assert KEY.isalnum()
-    assert KEY.islower()
-    assert experiment_key("another study") != KEY
-
-
-@pytest.mark.parametrize("key", [None, "a" * 25, MARKER, f"{MARKER}*eyJiYXNlVXJsIjoiIn0=", "_SECRET_-e30="])
-def test_a_plausible_or_absent_key_is_no_problem(key: str | None) -> None:
-    assert api_key_problem({} if key is None else {"COMET_API_KEY": key}) is None
-
-
-@pytest.mark.parametrize(
-    ("key", "problem"),
-    [
-        ("", "is empty"),
-        (" \t", "is empty"),
-        (f"{MARKER}\n", "white space"),
-        (f'"{MARKER}"', "characters other than"),
-        ("ä" * 25, "characters other than"),
-        (f"{MARKER}*a*b", "characters other than"),
-        ("short1", "too short or too long"),
-        ("a" * 65, "too short or too long"),
-    ],
-)
-def test_a_broken_key_is_named_without_quoting_it(key: str, problem: str) -> None:
-    sentence = api_key_problem({"COMET_API_KEY": key})
-    assert sentence is not None
-    assert problem in sentence
-    assert sentence.startswith("COMET_API_KEY ")
-    assert sentence.endswith("; the run goes on offline")
-    assert not key.strip() or key.strip() not in sentence
