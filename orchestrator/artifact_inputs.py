@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.study_folder import StudyFolder
-from orchestrator.tracking.comet import CometError
-from orchestrator.tracking.comet_inputs import Wanted, fetch
+from orchestrator.tracking.comet.content import CometError
+from orchestrator.tracking.comet.inputs import Wanted, fetch
 from search_spaces.artifacts import ArtifactFile, parse_artifact_file
 from search_spaces.errors import InputError
 from search_spaces.study import PinnedArtifact, Study

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from orchestrator.tracking.comet import CometError
-from orchestrator.tracking.comet_call import call, connected
+from orchestrator.tracking.comet.child import Inbox, Tell
+from orchestrator.tracking.comet.connection import ask, connected, translated
+from orchestrator.tracking.comet.content import CometError
 from search_spaces.artifacts import ArtifactFile
 from search_spaces.errors import did_you_mean
 
@@ -58,7 +59,8 @@ def fetch(wanted: Sequence[Wanted], patience: float = PATIENCE) -> list[Fetched 
     if missing:
         with _scratch(cache) as scratch:
             files = [each.file for each in missing]
-            answers = call(fetch_task, files, cache, scratch, scratch=scratch, patience=patience)
+            log = cache / "comet.log"
+            answers = ask(fetch_task, files, cache, scratch, scratch=scratch, log=log, patience=patience)
         for each, (version, problem) in zip(missing, answers, strict=True):
             found[each] = problem or _checked(cache, each, version)
     return [found[each] for each in wanted]
@@ -117,21 +119,25 @@ def _scratch(cache: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fetch_task(files: Sequence[ArtifactFile], cache: Path, scratch: Path) -> list[tuple[str, str | None]]:
+def fetch_task(
+    tell: Tell, _: Inbox, files: Sequence[ArtifactFile], cache: Path, scratch: Path
+) -> list[tuple[str, str | None]]:
     """The child's task: for each file its artifact's version, and what keeps it from the cache, or None."""
-    api = connected()
     artifacts: dict[tuple[str, str, str], Any] = {}
     answers: list[tuple[str, str | None]] = []
-    for number, file in enumerate(files):
-        try:
-            name = (file.workspace, file.artifact, file.version)
-            if name not in artifacts:
-                artifacts[name] = _artifact(api, file)
-            version = str(artifacts[name].version)
-            _download(artifacts[name], _of_version(file, version), cache, scratch / f"{number}.part")
-            answers.append((version, None))
-        except _NotThereError as error:
-            answers.append(("", str(error)))
+    with translated():
+        api = connected()
+        for number, file in enumerate(files):
+            try:
+                name = (file.workspace, file.artifact, file.version)
+                if name not in artifacts:
+                    artifacts[name] = _artifact(api, file)
+                version = str(artifacts[name].version)
+                _download(artifacts[name], _of_version(file, version), cache, scratch / f"{number}.part")
+                answers.append((version, None))
+            except _NotThereError as error:
+                answers.append(("", str(error)))
+            tell(number)
     return answers
 
 
