@@ -3,10 +3,13 @@
 import re
 from dataclasses import dataclass
 
-from search_spaces.errors import shown
+from search_spaces.errors import InputError, shown
 
 SCHEME = "comet://"
 FORM = "comet://WORKSPACE/ARTIFACT:VERSION-OR-ALIAS/PATH"
+
+MOST_CHARACTERS = 100
+"""Of an artifact's name (comet_ml 3.58's documentation)."""
 
 LATEST = "latest"
 """The alias that Comet gives to an artifact's newest version; meant where none is named."""
@@ -56,3 +59,26 @@ def parse_artifact_file(text: str) -> ArtifactFile | None:
             f"{shown(text)} leaves the artifact's folder or names none; write a plain path without .."
         )
     return ArtifactFile(workspace, artifact, version or LATEST, path)
+
+
+def check_artifact_name(name: str) -> str:
+    """A name that an artifact can be given. Raises InputError."""
+    if (
+        not name.strip()
+        or len(name) > MOST_CHARACTERS
+        or not name.isprintable()
+        or re.search(r"[/:\\]", name)
+    ):
+        raise InputError(
+            f"{shown(name)} cannot be an artifact's name: 1 to {MOST_CHARACTERS} characters without / and :"
+        )
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """An alias that a version can be given. Raises InputError."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", alias) is None or _VERSION.fullmatch(alias):
+        raise InputError(
+            f"{shown(alias)} cannot be an alias: letters, digits, '.', '_' and '-', and no version such as 1.0.0"
+        )
+    return alias

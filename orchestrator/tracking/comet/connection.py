@@ -14,7 +14,9 @@ from orchestrator.tracking.comet.content import CometError
 from orchestrator.tracking.comet.experiment import NoKeyError, quiet
 
 NO_KEY = "no API key of Comet was found; set COMET_API_KEY or write it into ~/.comet.config"
-BAD_KEY = "Comet does not let the API key that was found do this; see whether it is whole and of the right account"
+BAD_KEY = (
+    "Comet does not let the API key that was found do this; see whether it is whole and of the right account"
+)
 UNANSWERED = "the Comet server cannot be reached or does not answer"
 
 
@@ -28,8 +30,8 @@ def ask(
 ) -> Any:
     """What `task(tell, inbox, *arguments)` returns in a child process that reaches Comet.
 
-    The child is ended once it has said nothing, and nothing has changed in the folder `scratch` where its files
-    lie, for `patience` seconds. `variables` are added to its environment. Raises CometError.
+    The child is ended once nothing has changed in the folder `scratch`, where its files lie, for `patience` seconds;
+    a number that it tells is its patience from then on. `variables` are added to its environment. Raises CometError.
     """
     child = Child(task, arguments, environment(online=True, scratch=scratch) | (variables or {}), log)
     try:
@@ -39,7 +41,9 @@ def ask(
             if said is not None and said[0] == "done":
                 return said[1]
             state, now = _state(scratch), time.monotonic()
-            if said is not None or state != seen:
+            if said is not None:
+                patience, since = float(said[1]), now
+            elif state != seen:
                 seen, since = state, now
             elif now - since >= patience:
                 raise CometError(UNANSWERED)

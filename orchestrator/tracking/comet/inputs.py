@@ -120,7 +120,7 @@ def _scratch(cache: Path) -> Iterator[Path]:
 
 
 def fetch_task(
-    tell: Tell, _: Inbox, files: Sequence[ArtifactFile], cache: Path, scratch: Path
+    _: Tell, __: Inbox, files: Sequence[ArtifactFile], cache: Path, scratch: Path
 ) -> list[tuple[str, str | None]]:
     """The child's task: for each file its artifact's version, and what keeps it from the cache, or None."""
     artifacts: dict[tuple[str, str, str], Any] = {}
@@ -137,7 +137,6 @@ def fetch_task(
                 answers.append((version, None))
             except _NotThereError as error:
                 answers.append(("", str(error)))
-            tell(number)
     return answers
 
 
