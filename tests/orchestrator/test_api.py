@@ -18,6 +18,7 @@ import pytest
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
+from rich.console import Console
 
 from orchestrator import api, wiring
 from orchestrator.catalog.tables import Tables
@@ -25,6 +26,7 @@ from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
 from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
+from tests.comet_recorder import API_KEY, CometRecorder
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -228,8 +230,67 @@ def test_the_comet_archive_holds_every_picture_with_its_facts(finished: Finished
             assert facts["clip_score"] == pytest.approx(row["value"])
     metrics = [line["payload"]["metric"]["metricName"] for line in lines if line["type"] == "metric_msg"]
     ours = [name for name in metrics if "clip_score" in name]  # the SDK adds how long it ran
-    assert Counter(ours) == {"clip_score": CANDIDATES, "best_clip_score": CANDIDATES}
-    assert any(upload["upload_type"] == "asset" for upload in uploads)
+    curves = ("clip_score", "clip_score_low", "clip_score_high", "best_clip_score")
+    assert Counter(ours) == dict.fromkeys(curves, CANDIDATES)
+    files = [u["additional_params"]["fileName"] for u in uploads if u["upload_type"] == "asset"]
+    assert sorted(files) == ["contact-sheet.png", "report.txt", "study.yaml", "trials.csv"]
+
+
+def test_a_finished_study_goes_on_online_and_has_everything_in_comet(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, root, _ = finished
+    shutil.copytree(root, tmp_path / "runs")
+    said = io.StringIO()
+    with CometRecorder() as recorder:
+        for name, value in recorder.environment.items():
+            monkeypatch.setenv(name, value)
+        result = api.run(path, str(tmp_path / "runs"), console=Console(file=said, width=200), quiet=False)
+        assert result.exit_code == 0
+        (key,) = recorder.experiments
+        rows = {row["image_id"]: row for row in api.frame("dragon", root).to_pylist()}
+        assert sorted(recorder.image_ids(key)) == sorted(rows)
+        for asset in recorder.images(key):
+            facts = asset.metadata or {}
+            row = rows[facts["image_id"]]
+            assert (asset.name, asset.step, asset.data) == ("search", row["trial"], row["image"]["bytes"])
+            for name in ("prompt", "negative_prompt", "seed", "guidance_scale", "strength"):
+                assert facts[name] == row[name]
+        experiment = recorder.experiments[key]
+        assert experiment.parameters["device"] == "cpu"
+        assert {"model", "revision", "torch", "diffusers", "latentsweep"} <= experiment.parameters.keys()
+        files = recorder.files(key)
+        assert files["study.yaml"].decode() == STUDY
+        assert files["trials.csv"].decode().count("\n") == 1 + CANDIDATES
+        assert b"clip_score" in files["report.txt"]
+        assert files["contact-sheet.png"].startswith(b"\x89PNG")
+        assert f"Comet: all {len(rows)} images are in" in " ".join(result.messages)
+        assert "Comet: streaming to" in said.getvalue()
+        status = api.comet_status("dragon", str(tmp_path / "runs"))
+        assert (status.sent, status.pending) == (len(rows), 0)
+        assert recorder.unknown == []
+        keys_left = [
+            p for p in (tmp_path / "runs").rglob("*") if p.is_file() and API_KEY.encode() in p.read_bytes()
+        ]
+        assert keys_left == []
+    with pytest.raises(InputError, match="the Comet server does not answer"):
+        api.comet_sync("dragon", str(tmp_path / "runs"))
+    monkeypatch.setenv("COMET_API_KEY", "")
+    with pytest.raises(InputError, match="no API key of Comet was found"):
+        api.comet_status("dragon", str(tmp_path / "runs"))
+    line = api.comet_archive("dragon", str(tmp_path / "runs"))
+    assert f"({len(rows)} images)" in line
+
+
+def test_online_without_a_key_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMET_API_KEY", "")
+    path = study_file(tmp_path, STUDY + "comet: {mode: online}\n")
+    with pytest.raises(
+        InputError, match=r"comet\.mode: online needs an API key of Comet, and COMET_API_KEY is empty"
+    ):
+        api.run(path, str(tmp_path / "runs"))
 
 
 def test_the_dashboards_storage_is_told_and_can_be_told_again(finished: Finished, tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ class Child:
         self._pipe = self._process.stdin.fileno()
         self._rest = b""
         self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         os.set_blocking(self._pipe, False)
         self.insist(pickle.dumps(sys.path) + pickle.dumps((task, arguments)), 10.0)
 
@@ -207,6 +208,7 @@ class Child:
         """Kill it, wherever it stands."""
         self._process.kill()
         self._process.wait()
+        self._listener.join(1.0)  # which nobody answers any more
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):

@@ -5,7 +5,6 @@ queues and may drop in silence. What the experiment holds is known from its list
 """
 
 import json
-import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -127,8 +126,7 @@ class Experiment:
 
     def send_metric(self, metric: CometMetric) -> None:
         """Send one point of a curve."""
-        if math.isfinite(metric.value):
-            _asked(lambda: self._here().log_metric(metric.name, metric.value, step=metric.step))
+        _asked(lambda: self._here().log_metric(metric.name, metric.value, step=metric.step))
 
     def send_facts(self, study: CometStudy) -> None:
         """Make name, tags, parameters and the study's name those of the study; what is so already is not sent."""

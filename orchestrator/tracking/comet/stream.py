@@ -40,6 +40,10 @@ CLOSING_SECONDS = 20.0
 """How long the end of a run may take to send the rest."""
 
 GRACE_SECONDS = 5.0
+"""Beyond that, for a call that is under way when the time is over."""
+
+TELL_SECONDS = 1.0
+"""Between the child's words on how much was stored."""
 
 
 class CometStream:
@@ -72,7 +76,7 @@ class CometStream:
             log,
         )
         self._offline: str | None = None  # why, once the child has said so
-        self._told = 0
+        self._told = self._stored = 0
         self._problem: str | None = None
 
     @property
@@ -98,7 +102,10 @@ class CometStream:
         try:
             line = self._closed()
         except CometError as error:
-            line = self._warning(f"{error}; what is missing there, {self._sync} sends")
+            missing = max(0, self._told - self._stored)
+            line = self._warning(
+                f"{error}; {missing:,} images of this run are pending, which {self._sync} sends"
+            )
         finally:
             self.abandon()
         if self._offline is not None and self._fallback is not None:
@@ -123,17 +130,14 @@ class CometStream:
         return True
 
     def _hear(self) -> None:
-        if self._offline is not None:
-            return
         try:
-            found = self._child.said()
+            while self._offline is None and (found := self._child.said()) is not None:
+                if found[0] == "told":
+                    self._news(found[1])
         except CometError as error:
             if self._problem is None:
                 self._problem = str(error)
                 _log.warning("Comet: %s", error)
-            return
-        if found is not None and found[0] == "told":
-            self._news(found[1])
 
     def _news(self, news: Any) -> None:
         if "offline" in news:
@@ -141,6 +145,8 @@ class CometStream:
             self._say(f"Comet: offline, since {self._offline}; an archive is built at the end")
         elif "online" in news:
             self._say(f"Comet: streaming to {news['online']}")
+        elif "stored" in news:
+            self._stored = news["stored"]
         elif "waiting" in news:
             self._say(f"Comet: {news['waiting']}; the run goes on, and {self._sync} sends what is missing")
 
@@ -202,7 +208,7 @@ def stream_task(
         if not isinstance(error, UnansweredError | ThrottledError):
             raise
         tell({"waiting": str(error)})
-    window = Window(content, remote, score, pace)
+    window = Window(content, remote, score, pace, tell)
     for record in inbox:
         if "close" in record:
             end = time.monotonic() + record["close"]
@@ -227,8 +233,11 @@ def _closing(
 class Window:
     """The records that the child has taken: at most so many, and none while the server is gone."""
 
-    def __init__(self, content: Content, remote: Experiment | None, score: str, pace: Pace) -> None:
+    def __init__(
+        self, content: Content, remote: Experiment | None, score: str, pace: Pace, tell: Tell = lambda _: None
+    ) -> None:
         self._content, self._remote, self._score, self._pace = content, remote, score, pace
+        self._tell, self._stored, self._told_at = tell, 0, 0.0
         self._senders = ThreadPoolExecutor(SENDERS, "comet")
         self._room = threading.Semaphore(WINDOW)
         self._lock = threading.Lock()
@@ -257,6 +266,7 @@ class Window:
         self._closed_until = float("inf")  # what has not begun is left
         wait(self._under_way, timeout=max(0.0, end - time.monotonic()))
         self._senders.shutdown(wait=False, cancel_futures=True)
+        self._tell({"stored": self._stored})
 
     def _submit(self, send: Callable[[Any], None], what: object) -> None:
         now = time.monotonic()
@@ -301,8 +311,14 @@ class Window:
                 return
             self._sent.add(image.image_id)
             png = next((png for _, png in self._content.pictures({image.image_id})), None)
-        if png is not None:
-            self._remote.send_image(image, png)
+        if png is None:
+            return
+        self._remote.send_image(image, png)
+        with self._lock:
+            self._stored += 1
+            if time.monotonic() - self._told_at >= TELL_SECONDS:
+                self._told_at = time.monotonic()
+                self._tell({"stored": self._stored})
 
     def _metric(self, metric: CometMetric) -> None:
         if self._remote is not None:

@@ -1,11 +1,13 @@
 """Make Comet agree with the catalog: list, send exactly what is missing, list again. Only a listing is believed."""
 
+import math
 import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,7 +113,8 @@ class Sender:
         self._resume_at = 0.0
         self.problem: str | None = None
         self.rejected: dict[str, str] = {}
-        self.stopped = False
+        self.gone = False  # the server, or the time
+        self.full = False
 
     def images(self, images: Iterable[tuple[CometImage, bytes]]) -> int:
         """Send images, at most twice as many in memory as there are threads; how many were acknowledged."""
@@ -119,7 +122,7 @@ class Sender:
         under_way: set[Future[bool]] = set()
         with ThreadPoolExecutor(SENDERS, "comet") as senders:
             for image, png in images:
-                if self.stopped or not self._wait_for_turn():
+                if self.gone or self.full or not self._wait_for_turn():
                     break
                 under_way.add(senders.submit(self._image, image, png))
                 if len(under_way) >= 2 * SENDERS:
@@ -129,7 +132,7 @@ class Sender:
 
     def attempt(self, what: str, call: Callable[[], None]) -> bool:
         """Make one call that may be repeated, until it is answered; False where it was not."""
-        while not self.stopped and self._wait_for_turn():
+        while not self.gone and self._wait_for_turn():
             if self._try(what, call):
                 return True
             if what in self.rejected:
@@ -137,7 +140,9 @@ class Sender:
         return False
 
     def _image(self, image: CometImage, png: bytes) -> bool:
-        return not self.stopped and self._try(image.image_id, lambda: self._remote.send_image(image, png))
+        return not (self.gone or self.full) and self._try(
+            image.image_id, lambda: self._remote.send_image(image, png)
+        )
 
     def _try(self, what: str, call: Callable[[], None]) -> bool:
         try:
@@ -146,7 +151,7 @@ class Sender:
             with self._lock:
                 self.problem = self.problem or str(error)
                 self.rejected[what] = str(error)
-                self.stopped = self.stopped or error.full
+                self.full = self.full or error.full
         except (ThrottledError, UnansweredError) as error:
             with self._lock:
                 self._failures += 1
@@ -155,7 +160,7 @@ class Sender:
                 if isinstance(error, ThrottledError) and error.seconds is not None:
                     pause = max(0.0, error.seconds)
                 self._resume_at = max(self._resume_at, self._clock() + pause)
-                self.stopped = self.stopped or self._failures >= PATIENCE
+                self.gone = self.gone or self._failures >= PATIENCE
         else:
             with self._lock:
                 self._failures = 0
@@ -169,6 +174,7 @@ class Sender:
             left = max(self._pace.wait(now), self._resume_at - now)
             if now + left >= self._until:
                 self.problem = self.problem or "the time for it was over"
+                self.gone = True
                 return False
             if left <= 0:
                 self._pace.take(now)
@@ -192,8 +198,14 @@ def synchronise(
     """
     wanted = list(dict.fromkeys(image.image_id for image in content.images()))
     status = Status(remote.url, len(wanted))
+    sender = Sender(remote, pace, until, clock, sleep)
     for _ in range(ROUNDS):
-        listed = remote.images()
+        try:
+            listed = remote.images()
+        except CometError:
+            if not sender.gone:
+                raise
+            return status  # of the listing before
         ours = set(wanted)
         for asset_id in superfluous(listed, ours):
             remote.remove(asset_id)
@@ -202,28 +214,21 @@ def synchronise(
         status.sent = len(ours & there)
         missing = ours - there - status.rejected.keys()
         tell({"sent": status.sent, "total": status.total})
-        if not missing or (status.problem and clock() >= until):
+        if not missing or sender.gone or sender.full:
             break
-        sender = Sender(remote, pace, until, clock, sleep)
+        sender.problem = None
         due = (image for image in content.images() if image.image_id in missing)
         sender.images(_told(with_pictures(content, due), status, tell))
         status.problem = sender.problem
         status.rejected |= sender.rejected
-        if sender.stopped:
-            status.sent = len(ours & {image.image_id for image in _listing(remote, listed)})
-            return status
     if not status.pending:
         status.problem = next(iter(status.rejected.values()), None)
-    _send_the_rest(content, remote, pace, until, status, clock, sleep)
+    if sender.gone:
+        return status
+    sender.problem, sender.rejected = None, {}
+    _send_the_rest(content, remote, sender)
+    status.problem = status.problem or sender.problem
     return status
-
-
-def _listing(remote: Remote, known: list[ListedImage]) -> list[ListedImage]:
-    """What is there now, or where nobody answers what was there before."""
-    try:
-        return remote.images()
-    except CometError:
-        return known
 
 
 def _told(
@@ -235,35 +240,25 @@ def _told(
         yield pair
 
 
-def _send_the_rest(
-    content: Content,
-    remote: Remote,
-    pace: Pace,
-    until: float,
-    status: Status,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> None:
-    """Facts, curves and files, each compared with what is listed first."""
-    sender = Sender(remote, pace, until, clock, sleep)
-    sender.attempt("parameters", lambda: remote.send_facts(content.study))
+def _send_the_rest(content: Content, remote: Remote, sender: Sender) -> None:
+    """Facts, curves and files, each compared with what is listed first; the sender's problem is what is left."""
     points: set[MetricPoint] = set()
-    if sender.attempt("curves", lambda: points.update(remote.metrics())):
-        for metric in content.metrics:
-            if metric_point(metric) not in points:
-                sender.attempt(f"curve {metric.name}", lambda metric=metric: remote.send_metric(metric))  # type: ignore[misc]
-    sender.attempt("files", lambda: remote.send_files(content.study.files))
-    status.problem = (
-        status.problem or sender.problem if (sender.stopped or sender.rejected) else status.problem
-    )
+    done = [sender.attempt("parameters", lambda: remote.send_facts(content.study))]
+    done.append(sender.attempt("curves", lambda: points.update(remote.metrics())))
+    for metric in content.metrics:
+        if done[-1] and math.isfinite(metric.value) and metric_point(metric) not in points:
+            done.append(sender.attempt(f"curve {metric.name}", partial(remote.send_metric, metric)))
+    done.append(sender.attempt("files", lambda: remote.send_files(content.study.files)))
+    if all(done):
+        sender.problem = None
 
 
 def sync_task(tell: Tell, _: Inbox, source: Source, scratch: Path, only_list: bool) -> dict[str, Any]:
     """The child's task: `synchronise`, or with `only_list` the state alone."""
     content = source()
-    remote = Experiment(content.study, content.key, scratch) if not only_list else None
-    if remote is None:
+    if only_list:
         return asdict(_listed_status(content, scratch))
+    remote = Experiment(content.study, content.key, scratch)
     return asdict(synchronise(content, remote, Pace(), tell=tell))
 
 

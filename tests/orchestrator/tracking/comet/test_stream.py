@@ -1,0 +1,255 @@
+"""Streaming by the real SDK to a recorder that fails: the driver never waits, and a sync completes it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking import TrackedTrial
+from orchestrator.tracking.comet.archive import CometOfflineTracker
+from orchestrator.tracking.comet.stream import CometStream
+from orchestrator.tracking.comet.sync import Status, sync_in_child
+from tests.comet_recorder import API_KEY, CometRecorder, Fault
+from tests.orchestrator.tracking.comet.contents import FILE, KEY, a_record, a_study
+
+IMAGES = 40
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CometRecorder]:
+    with CometRecorder() as recorder:
+        quick = dict.fromkeys(("API", "HTTP", "FILE_UPLOAD"), "1")
+        variables = {
+            **recorder.environment,
+            **{f"COMET_TIMEOUT_{name}": value for name, value in quick.items()},
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield recorder
+
+
+class Run:
+    """A run of so many images as the sweep has it; `longest` is the longest that it had to wait for the tracker."""
+
+    def __init__(self, folder: Path, fallback: bool = False, closing: float = 6.0) -> None:
+        self.folder, self.lines, self.longest = folder, list[str](), 0.0
+        self.source = partial(a_study, IMAGES)
+        self.comet, self.log = folder / "comet", folder / "comet.log"
+        offline = CometOfflineTracker(self.source, self.comet, self.log) if fallback else None
+        self.tracker = CometStream(
+            self.source, "cats", "clip_score", self.comet, self.log, self.lines.append, offline, closing
+        )
+
+    def started(self) -> "Run":
+        """Once the child has said whether it is online."""
+        end = time.monotonic() + 30
+        while not self.lines and time.monotonic() < end:
+            self._timed(partial(self.tracker.images, []))
+            self._timed(partial(self.tracker.trials, []))
+            self.tracker._hear()
+            time.sleep(0.02)
+        assert self.lines
+        return self
+
+    def images(self, first: int, last: int) -> "Run":
+        for number in range(first, last):
+            self._timed(partial(self.tracker.images, [a_record(number)]))
+            if number % 2:
+                trial = TrackedTrial(number // 2, {}, 0.5, (0.25, 0.75))
+                self._timed(partial(self.tracker.trials, [trial]))
+            time.sleep(0.005)
+        return self
+
+    def arrived(self, recorder: CometRecorder, images: int) -> "Run":
+        end = time.monotonic() + 20
+        while len(recorder.images(KEY)) < images and time.monotonic() < end:
+            time.sleep(0.02)
+        assert len(recorder.images(KEY)) >= images
+        return self
+
+    def close(self) -> str:
+        return self.tracker.close() or ""
+
+    def sync(self) -> Status:
+        return sync_in_child(self.source, self.comet, self.log)
+
+    def _timed(self, call: partial[None]) -> None:
+        begun = time.process_time()
+        call()
+        self.longest = max(self.longest, time.process_time() - begun)
+
+
+def expect_each_once(recorder: CometRecorder) -> None:
+    assert sorted(recorder.image_ids(KEY)) == sorted(f"id{n}" for n in range(IMAGES))
+    assert recorder.files(KEY)["cats.yaml"] == FILE
+
+
+def test_a_run_arrives_while_it_runs_and_the_end_says_so(recorder: CometRecorder, tmp_path: Path) -> None:
+    run = Run(tmp_path).started()
+    assert run.lines == [f"Comet: streaming to http://127.0.0.1:{recorder.port}/friends/dragons/{KEY}"]
+    run.images(0, 10).arrived(recorder, 10)
+    points = [
+        (m["metricName"], m["step"]) for m in recorder.experiments[KEY].metrics if m["step"] is not None
+    ]
+    assert {("clip_score", 0), ("clip_score_low", 0), ("clip_score_high", 0), ("best_clip_score", 0)} <= set(
+        points
+    )
+    run.images(10, IMAGES)
+    line = run.close()
+    assert line == f"Comet: all {IMAGES} images are in http://127.0.0.1:{recorder.port}/friends/dragons/{KEY}"
+    expect_each_once(recorder)
+    assert not (run.comet / ".comet-streaming").exists()
+    sent = len(recorder.heard("write/"))
+    assert run.sync().problem is None
+    assert len(recorder.heard("write/")) == sent
+
+
+def test_without_a_key_an_archive_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = Run(tmp_path, fallback=True).started().images(0, IMAGES)
+    assert run.lines == [
+        "Comet: offline, since no API key of Comet was found; an archive is built at the end"
+    ]
+    assert re.fullmatch(rf"Comet archive: .*{KEY}\.zip \({IMAGES} images\); upload it with .*", run.close())
+
+
+def test_where_no_server_answers_auto_goes_offline_and_the_archive_has_it_all(
+    recorder: CometRecorder, tmp_path: Path
+) -> None:
+    recorder.stop()
+    run = Run(tmp_path, fallback=True).started().images(0, 5)
+    assert run.lines == [
+        "Comet: offline, since the Comet server does not answer; an archive is built at the end"
+    ]
+    assert run.close().startswith("Comet archive: ")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("before", "during"),
+    [
+        ([Fault("", "hang")], []),
+        ([], [Fault("", "hang")]),
+        ([], [Fault("upload-asset", "status", 429)]),
+        ([], [Fault("upload-asset", "status", 500)]),
+        ([], [Fault("upload-asset", "status", 429, times=1)]),
+        ([], [Fault("upload-asset", "status", 500, times=1)]),
+        ([], [Fault("upload-asset", "lose reply", times=3)]),
+        ([], [Fault("", "slow", seconds=0.5)]),
+        ([Fault("add/run", "status", 500)], []),
+    ],
+    ids=[
+        "hangs from the start",
+        "hangs in the middle",
+        "429 for ever",
+        "500 for ever",
+        "429 once",
+        "500 once",
+        "loses replies",
+        "slow",
+        "cannot begin",
+    ],
+)
+def test_whatever_the_server_does_nobody_waits_and_a_sync_completes_it(
+    before: list[Fault], during: list[Fault], recorder: CometRecorder, tmp_path: Path
+) -> None:
+    recorder.faults += before
+    run = Run(tmp_path)
+    if before:
+        run.images(0, IMAGES)
+    else:
+        run.started().images(0, 10).arrived(recorder, 10)
+        recorder.faults += during
+        run.images(10, IMAGES)
+    line = run.close()
+    assert run.longest < 0.1  # of the driver's own time, in which it does no more than write to a pipe
+    for_ever = [fault for fault in before + during if fault.times is None and fault.act != "slow"]
+    if for_ever:
+        assert "pending" in line
+        assert "`latentsweep comet sync cats`" in line
+    assert "\n" not in line
+    recorder.faults.clear()
+    recorder.stop()
+    recorder.start()  # healthy again, on the same port
+    status = run.sync()
+    assert (status.sent, status.pending, status.problem) == (IMAGES, 0, None)
+    expect_each_once(recorder)
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or API_KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.faults
+def test_a_server_that_dies_and_returns_has_everything_at_the_end(
+    recorder: CometRecorder, tmp_path: Path
+) -> None:
+    run = Run(tmp_path).started().images(0, 10).arrived(recorder, 10)
+    recorder.stop()
+    run.images(10, 30)
+    recorder.start()
+    run.images(30, IMAGES)
+    run.close()
+    assert run.sync().sent == IMAGES
+    expect_each_once(recorder)
+
+
+@pytest.mark.faults
+def test_a_killed_child_is_one_warning_and_a_sync_completes_it(
+    recorder: CometRecorder, tmp_path: Path
+) -> None:
+    run = Run(tmp_path).started().images(0, 10).arrived(recorder, 10)
+    os.kill(run.tracker.pid, signal.SIGKILL)
+    run.images(10, IMAGES)
+    line = run.close()
+    assert re.search(r"died with code -9; see .*; \d+ images of this run are pending", line)
+    assert run.sync().sent == IMAGES
+    expect_each_once(recorder)
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from tests.orchestrator.tracking.comet.test_stream import Run
+run = Run(Path(sys.argv[1])).started().images(0, 10)
+print(run.tracker.pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.faults
+def test_everything_killed_at_once_leaves_no_process_and_a_sync_completes_it(
+    recorder: CometRecorder, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    status = sync_in_child(partial(a_study, IMAGES), tmp_path / "comet", tmp_path / "comet.log")
+    assert status.sent == IMAGES
+    expect_each_once(recorder)
+
+
+@pytest.mark.faults
+def test_an_experiment_that_is_full_is_told(recorder: CometRecorder, tmp_path: Path) -> None:
+    recorder.most_images = 15
+    run = Run(tmp_path).started().images(0, IMAGES)
+    line = run.close()
+    assert f"15 of {IMAGES} images are in http" in line
+    assert "refused" in line
+    assert "the limit of images is reached" in line
