@@ -29,7 +29,6 @@ _VARIABLES = {
     # The parent keeps the time; an asset that is sent again has the same id and is there once.
     "COMET_TIMEOUT_CLEANING": "86400",
     "COMET_TIMEOUT_UPLOAD": "86400",
-    "COMET_HTTP_SESSION_RETRY_TOTAL": "3",
 }
 
 LISTINGS = 10
