@@ -472,6 +472,11 @@ def _delete_asset(r: CometRecorder, query: _Query, _: Any, __: _Files) -> Any:
     return {"msg": "ok"}
 
 
+def _delete_experiment(r: CometRecorder, query: _Query, _: Any, __: _Files) -> Any:
+    del r.experiments[r.experiment(query.get("experimentKey")).key]
+    return {"msg": "ok"}
+
+
 def _get_asset(r: CometRecorder, query: _Query, _: Any, __: _Files) -> bytes:
     for experiment in r.experiments.values():
         for asset in experiment.assets:
@@ -634,6 +639,7 @@ _ROUTES: Sequence[tuple[str, Any]] = [
     (_REST + "experiment/tags", _list_tags),
     (_REST + "write/experiment/upload-asset", _asset),
     (_REST + "write/experiment/asset/delete", _delete_asset),
+    (_REST + "write/experiment/delete", _delete_experiment),
     (_REST + "write/experiment/metric", _metric),
     (_REST + "write/experiment/parameter", _parameter),
     (_REST + "write/experiment/log-other", _other),

@@ -2,7 +2,8 @@
 
     python -m tests.bench.comet [--json FILE] [--quick]
 
-The recorder (tests/comet_recorder.py) is not Comet: it answers at once, from a process on the same cores. Figures:
+The recorder (tests/comet_recorder.py) is not Comet: it answers at once, and works on the same cores, though at the
+lowest priority, since a real server would be on others. Figures:
 `stream_vs_off`, UNet rows per second of the bundled study with every image streamed over those of the same study
 with `comet: {mode: off}`, in turns, medians; `off_images_per_s`. `sink_images_per_s` and `sink_mb_per_s`, a sync of
 512×512 PNGs of 630 kB, from the first upload to the last; `sync_images`, `sync_s`, `sync_images_per_s`, the same with
@@ -53,6 +54,8 @@ SIDE = 512
 
 def record(pipe: Connection) -> None:
     """Be the recorder: first its address, then for each question the uploads' times and the images it lists."""
+    os.nice(19)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with CometRecorder(keep_bytes=False) as recorder:
         pipe.send(recorder.environment)
         while pipe.recv() is not None:

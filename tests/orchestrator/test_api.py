@@ -21,11 +21,13 @@ from PIL import Image
 from rich.console import Console
 
 from orchestrator import api, wiring
+from orchestrator.catalog.parquet import past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
 from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
+from search_spaces.requests import ImageRequest
 from tests.comet_recorder import API_KEY, CometRecorder
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -134,6 +136,32 @@ def test_stored_images_are_scored_against_another_text_on_the_same_pool(finished
     assert (found.scored, found.known, found.failed) == (count, 0, [])
     assert api.score("dragon", text="a cat", root=root).known == count
     assert api.score("dragon", scorer="toyworld", root=root).known == count, "its own scorer, by its name"
+
+
+def test_stored_images_are_scored_by_their_pixels_too(finished: Finished) -> None:
+    from workers.png import decode_png
+    from workers.scoring.preservation import PreservationScorer
+
+    _, root, result = finished
+    count = result.progress.generated
+    assert "preservation_psnr" not in api.frame("dragon", root, pictures=False).column_names
+    found = api.score("dragon", scorer="preservation_psnr", root=root)
+    assert (found.scored, found.known, found.failed) == (count, 0, [])
+    assert api.score("dragon", scorer="preservation_psnr", root=root).known == count
+    inputs = {each.stem: decode_png(each.read_bytes()) for each in (result.folder / "inputs").glob("*.png")}
+    scorer = PreservationScorer(inputs)
+    rows = api.frame("dragon", root).to_pylist()
+    for row in rows:
+        request = ImageRequest(row["image_id"], {}, "", 0, row["input_image"], row["input_mask"], "")
+        (value,) = scorer.score([Image.open(io.BytesIO(row["image"]["bytes"]))], [request])
+        assert row["preservation_psnr"] == pytest.approx(value)
+    assert len({row["preservation_psnr"] for row in rows}) > 1
+    with pytest.raises(InputError, match="--text: preservation_psnr compares pixels and reads no text"):
+        api.score("dragon", scorer="preservation_psnr", text="a cat", root=root)
+    there = past_trials(Tables(root), "dragon", needed={"preservation_psnr"})
+    assert sum(len(trial.outcomes) for trial in there) == len(rows), (
+        "a study that is bounded by it finds them"
+    )
 
 
 def test_an_image_that_is_not_there(finished: Finished) -> None:
@@ -280,6 +308,25 @@ def test_a_finished_study_goes_on_online_and_has_everything_in_comet(
         api.comet_status("dragon", str(tmp_path / "runs"))
     line = api.comet_archive("dragon", str(tmp_path / "runs"))
     assert f"({len(rows)} images)" in line
+
+
+@pytest.mark.parametrize(("rule", "count"), [("best_per_trial", CANDIDATES), ({"top_k": 3}, 3)])
+def test_thinned_images_are_the_best(
+    finished: Finished, tmp_path: Path, rule: str | dict[str, int], count: int
+) -> None:
+    _, root, _ = finished
+    shutil.copytree(root, tmp_path / "runs")
+    pinned = tmp_path / "runs/studies/dragon/study.json"
+    study = json.loads(pinned.read_text(encoding="utf-8"))
+    study["comet"]["images"] = rule
+    pinned.write_text(json.dumps(study), encoding="utf-8")
+    content = wiring.comet_content(str(tmp_path / "runs"), "dragon")
+    sent = {image.image_id: image for image in content.images()}
+    assert len(sent) == count
+    rows = api.frame("dragon", root, pictures=False).to_pandas()
+    best = rows.nlargest(3, "value") if count == 3 else rows.loc[rows.groupby("trial")["value"].idxmax()]
+    assert set(best["image_id"]) == set(sent)
+    assert dict(content.pictures(set(sent))).keys() == sent.keys()
 
 
 def test_online_without_a_key_is_refused_before_anything_is_loaded(
@@ -587,6 +634,7 @@ def test_a_budget_ends_a_study_with_exit_code_3_and_the_same_command_has_no_more
     assert "the search ended early: the budget of 6 images is used up" in first.messages
     again = api.run(path, root)
     assert (again.exit_code, again.progress.generated) == (3, 0)
+    assert not again.was_complete, "there was something left to do"
 
 
 @pytest.mark.parametrize(
@@ -625,3 +673,29 @@ def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) ->
     assert set(scores.groupby("image_id")["scorer"].nunique()) == {2}
     assert 1 <= len(front(result.results)) <= 5
     assert api.run(path, root).was_complete
+
+
+@pytest.mark.parametrize(("form", "suffix", "difference"), [("webp", ".webp", 1), ("jpeg", ".jpg", 80)])
+def test_pictures_in_another_format(
+    form: str, suffix: str, difference: int, tmp_path: Path, local_ray: None
+) -> None:
+    """Stored, scored, shown, exported and drawn again as what the study file asks for."""
+    text = STUDY.replace("seeds: 2", f"seeds: 1\nimage_format: {form}")
+    text = text.replace("[2, 4]", "[2]").replace("[0.5, 1, 5]", "[5]").replace("[0.3, 1.0]", "[1.0]")
+    root = str(tmp_path / "runs")
+    result = api.run(study_file(tmp_path, text), root)
+    assert result.exit_code == 0
+    assert result.contact_sheet is not None
+    rows = api.frame("dragon", root).to_pylist()
+    assert len(rows) == 3
+    for row in rows:
+        picture = Image.open(io.BytesIO(row["image"]["bytes"]))
+        assert picture.format == form.upper()
+        assert row["image"]["path"] == row["image_id"] + suffix
+    shown = api.show(rows[0]["image_id"], root)
+    assert (shown.png, shown.name) == (rows[0]["image"]["bytes"], rows[0]["image"]["path"])
+    api.export("dragon", "folder", str(tmp_path / "pictures"), root)
+    stored = {path.name for path in (tmp_path / "pictures").iterdir() if path.suffix != ".json"}
+    assert stored == {row["image"]["path"] for row in rows}
+    assert api.reproduce(rows[0]["image_id"], root).largest <= difference
+    assert api.check(root).is_well
