@@ -15,7 +15,7 @@ def images_for_comet(study: Study, images: int, trials: int) -> int:
     rule = study.comet.images
     if rule == "all":
         return images
-    return min(images, trials if rule == "best_per_trial" else rule.top_k)  # type: ignore[union-attr]
+    return min(images, trials if rule == "best_per_trial" else rule.top_k)
 
 
 def seconds_to_sync(images: int, trials: int) -> float:
