@@ -57,8 +57,10 @@ from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, Tracker
 from orchestrator.tracking.comet.content import CometError
 from orchestrator.tracking.comet.keys import api_key_problem
+from orchestrator.tracking.comet.publish import Published
 from orchestrator.tracking.comet.sync import Status as CometStatus
 from search_spaces import study_file as study_files
+from search_spaces.artifacts import check_alias, check_artifact_name
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.models import PIXEL_SCORERS
 from search_spaces.requests import Failed, Scored, Settings, Value
@@ -226,7 +228,7 @@ def submit(
     checked on the cluster.
     """
     path = Path(study_file)
-    wiring.read_inputs(study_files.load(path), path)
+    wiring.check_local_inputs(study_files.load(path), path)
     return server.submit(path, root, arguments)
 
 
@@ -492,6 +494,36 @@ def comet_archive(study: str, root: str = DEFAULT_ROOT) -> str:
         raise InputError(str(error)) from None
 
 
+def comet_publish(
+    study: str,
+    root: str = DEFAULT_ROOT,
+    top: int = 3,
+    name: str | None = None,
+    aliases: Sequence[str] = ("best",),
+) -> Published:
+    """Log the best `top` settings' pictures and the study file as a version of a Comet artifact.
+
+    The artifact is named STUDY-winners by default; Comet itself gives its newest version the alias latest. Where
+    the latest version holds just that, nothing is sent and the result is that version, which then has the aliases.
+    Raises InputError.
+    """
+    from orchestrator.tracking.comet.publish import publish_in_child
+    from orchestrator.winners import publication, winners
+
+    folder = _comet_folder(study, root)
+    pinned = folder.pinned()
+    assert pinned is not None
+    artifact = check_artifact_name(name if name is not None else f"{study}-winners")
+    named = [check_alias(alias) for alias in dict.fromkeys(aliases)]
+    pictures = winners(results(study, root), pinned, top)
+    place = root if "://" in root else str(Path(root).absolute())
+    source = partial(publication, place, study, pictures, artifact, named)
+    try:
+        return publish_in_child(source, folder.comet, folder.path.absolute() / "comet.log")
+    except CometError as error:
+        raise InputError(f"comet: {error}") from None
+
+
 def _comet(
     study: str, root: str, only_list: bool, told: Callable[[object], None] = lambda _: None
 ) -> CometStatus:
@@ -689,6 +721,7 @@ __all__ = [
     "Health",
     "InputError",
     "Plan",
+    "Published",
     "Reproduced",
     "Rescored",
     "RunResult",
@@ -697,6 +730,7 @@ __all__ = [
     "check",
     "closer",
     "comet_archive",
+    "comet_publish",
     "comet_status",
     "comet_sync",
     "compact",

@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_root(upkeep)
 
     comet = commands.add_parser("comet", help="bring a study to Comet, or say what is there")
-    acts = comet.add_subparsers(required=True, metavar="sync | status | archive")
+    acts = comet.add_subparsers(required=True, metavar="sync | status | archive | publish")
     for name, act, told in (
         ("sync", _comet_sync, "send what Comet lacks of a study; goes on where it stopped"),
         ("status", _comet_status, "how many images are sent, pending or rejected, by Comet's own list"),
@@ -242,6 +242,23 @@ def _parser() -> argparse.ArgumentParser:
         view.add_argument("study", metavar="STUDY", help="a study's name")
         view.set_defaults(command=act)
         _add_root(view)
+
+    publish = acts.add_parser(
+        "publish", help="log the winners' pictures and the study file as a version of an artifact"
+    )
+    publish.add_argument("study", metavar="STUDY", help="a study's name")
+    publish.add_argument(
+        "--top", type=_count, default=3, metavar="K", help="settings whose pictures go along (default 3)"
+    )
+    publish.add_argument("--name", help="the artifact's; by default STUDY-winners")
+    publish.add_argument(
+        "--alias",
+        action="append",
+        metavar="ALIAS",
+        help="of the version, beside Comet's own latest; may be given more than once (default best)",
+    )
+    publish.set_defaults(command=_comet_publish)
+    _add_root(publish)
 
     schema = commands.add_parser("schema", help="print the study file's JSON Schema, for editors")
     schema.set_defaults(command=_schema)
@@ -626,6 +643,24 @@ def _comet_archive(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     _print_rows(_Console(), [("comet", api.comet_archive(options.study, options.root))])
+    return 0
+
+
+def _comet_publish(options: argparse.Namespace) -> int:
+    from orchestrator import api
+
+    aliases = options.alias or ("best",)
+    made = api.comet_publish(options.study, options.root, options.top, options.name, aliases)
+    rows = [
+        (
+            "artifact" if made.new else "unchanged",
+            f"{made}" + ("" if made.new else ", which holds just that"),
+        ),
+        ("files", f"{made.files:,}, {made.size / 1e6:,.1f} MB, as Comet lists them"),
+        ("aliases", ", ".join(made.aliases)),
+        ("use", f"comet://{made}/PATH as an input of a study file"),
+    ]
+    _print_rows(_Console(), rows)
     return 0
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
+from orchestrator.comet_plan import images_for_comet, seconds_to_sync
 from orchestrator.study_folder import local_root
+from orchestrator.tracking.comet.content import MOST_IMAGES
+from orchestrator.tracking.comet.pace import MOST_PER_HOUR, MOST_PER_MINUTE
 from search_spaces.domains import Domain, FloatRange
 from search_spaces.estimates import FEWEST_FOR_A_GAIN
 from search_spaces.requests import Settings, Value
@@ -297,6 +300,7 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "served by", f"whole calls of {model.pipeline}"
     yield "model", model.identity
+    yield from _artifact_lines(study)
     fixed = {name: value for name, value in study.settings.items() if value is not None}
     yield (
         "fixed",
@@ -385,12 +389,40 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
             else f"about {duration(plan.seconds)}"
         ),
     )
+    yield from _comet_lines(plan)
     for sentence, count in plan.inert.items():
         yield "inert", f"{sentence} ({count:,} cells are twins and not run)"
     for sentence, count in plan.infeasible.items():
         yield "cannot run", f"{sentence} ({count:,} cells)"
     for warning in plan.warnings:
         yield "note", warning
+
+
+def _artifact_lines(study: Study) -> Iterator[tuple[str, str]]:
+    """Which version of a Comet artifact each input is of."""
+    for item in study.inputs:
+        for key, artifact in (("image", item.image_artifact), ("mask", item.mask_artifact)):
+            if artifact is not None:
+                yield key, f"{artifact.asked} is version {artifact.version}, SHA-256 {artifact.sha256[:12]}…"
+
+
+def _comet_lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What goes to Comet, whether Comet takes that much, and how long a sync of it takes at least."""
+    study = plan.study
+    if study.comet.mode == "off":
+        return
+    sent = images_for_comet(study, plan.images, plan.trials)
+    thinned = "" if study.comet.images == "all" else f" of {plan.images:,}, by comet.images"
+    seconds = seconds_to_sync(min(sent, MOST_IMAGES), plan.trials)
+    quotas = f"{MOST_PER_MINUTE:,} images a minute and {MOST_PER_HOUR:,} submissions an hour"
+    wait = f"at least {duration(seconds)} for a sync" if seconds else "no wait in a sync"
+    yield "Comet", f"{_up_to(study)}{sent:,} images{thinned}; by its quotas, {quotas}, {wait}"
+    if sent > MOST_IMAGES:
+        yield (
+            "note",
+            f"Comet keeps {MOST_IMAGES:,} images of an experiment, and {sent:,} may come; "
+            f"comet: {{images: best_per_trial}} or {{images: {{top_k: {MOST_IMAGES}}}}} sends fewer",
+        )
 
 
 def _ends_with_nothing(study: Study) -> Iterator[str]:

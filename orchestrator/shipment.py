@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from search_spaces import study_file
+from search_spaces.artifacts import parse_artifact_file
 from search_spaces.errors import InputError
 from search_spaces.study_file import StudySpec
 
@@ -93,8 +94,8 @@ def _bring_study(spec: StudySpec, path: Path, folder: Path) -> str:
     moved = False
     for number, item in enumerate(spec.inputs):
         for key, name in (("image", item.image), ("mask", item.mask)):
-            if name is None:
-                continue
+            if name is None or parse_artifact_file(name) is not None:
+                continue  # an artifact's are fetched where the study runs
             place = PurePosixPath(name)
             if place.is_absolute() or ".." in place.parts:
                 place = PurePosixPath("inputs", f"{number}-{key}{Path(name).suffix}")

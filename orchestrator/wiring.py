@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from PIL import Image
 from pyarrow.fs import LocalFileSystem
 
+from orchestrator.artifact_inputs import Located, Slot, locate
 from orchestrator.catalog.parquet import holds_another, past_trials
 from orchestrator.catalog.patient import reason
 from orchestrator.catalog.pictures import CatalogWriter
@@ -38,6 +39,7 @@ from orchestrator.tracking.comet.content import (
 )
 from orchestrator.tracking.comet.keys import api_key_problem, may_have_key
 from search_spaces import study_file
+from search_spaces.artifacts import parse_artifact_file
 from search_spaces.errors import InputError
 from search_spaces.models import PIXEL_SCORERS, ModelDescription, ScorerDescription
 from search_spaces.objectives import PRESERVATION, keeps
@@ -50,7 +52,7 @@ from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.strategies.validation import Validation
 from search_spaces.study import PinnedInput, Study, idle_exclusions, pin
-from search_spaces.study_file import InputSpec, StudySpec
+from search_spaces.study_file import StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.pipelines import Generated, Pipeline
 from workers.pipelines.staging import once_per_machine
@@ -93,9 +95,9 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     spec = study_file.load(path)
     if local_root(root).exists() and not local_root(root).is_dir():
         raise InputError(f"--root {root} is a file; name a folder")
-    inputs, images = read_inputs(spec, path)
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
+    inputs, images = _read_inputs(spec, path, locate(spec, path, folder, pinned))
     if spec.dtype != "auto":
         dtype = spec.dtype
     elif pinned is not None:
@@ -260,7 +262,22 @@ def _check_scheduler_options(study: Study, path: Path) -> None:
             raise InputError(f"{path}: {error}") from None
 
 
-def read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
+def check_local_inputs(spec: StudySpec, path: Path) -> None:
+    """See that the pictures beside a study file can be read; those of artifacts are fetched where it runs.
+
+    Raises InputError.
+    """
+    for number, item in enumerate(spec.inputs):
+        key, image = f"{path}: inputs[{number}]", None
+        if item.image is not None and parse_artifact_file(item.image) is None:
+            image = read_image(path.parent / item.image, f"{key}.image")
+        if item.mask is not None and parse_artifact_file(item.mask) is None and image is not None:
+            read_mask(path.parent / item.mask, f"{key}.mask", image.size)
+
+
+def _read_inputs(
+    spec: StudySpec, path: Path, located: Mapping[Slot, Located]
+) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
     """A study file's inputs, and their images and masks by pixel hash. Raises InputError."""
     inputs: list[PinnedInput] = []
     images: dict[str, Image.Image] = {}
@@ -268,24 +285,25 @@ def read_inputs(spec: StudySpec, path: Path) -> tuple[list[PinnedInput], dict[st
         key = f"{path}: inputs[{number}]"
         if item.mask is not None and item.image is None:
             raise InputError(f"{key}.mask: a mask needs an image beside it")
-        image = read_image(path.parent / item.image, f"{key}.image") if item.image else None
-        mask = read_mask(path.parent / item.mask, f"{key}.mask", image.size) if item.mask and image else None
-        inputs.append(_pinned_input(item, image, mask))
+        found, masked = located.get((number, "image")), located.get((number, "mask"))
+        image = read_image(found.path, f"{key}.image") if found else None
+        mask = read_mask(masked.path, f"{key}.mask", image.size) if masked and image else None
+        pinned = PinnedInput(
+            prompt=item.prompt,
+            score_text=item.score_text or item.prompt,
+            image=pixel_hash(image) if image else None,
+            mask=pixel_hash(mask) if mask else None,
+            image_name=Path(item.image).name if item.image else None,
+            mask_name=Path(item.mask).name if item.mask else None,
+            image_artifact=found.artifact if found else None,
+            mask_artifact=masked.artifact if masked else None,
+        )
+        inputs.append(pinned)
         images.update({pixel_hash(each): each for each in (image, mask) if each is not None})
-    if len({item.model_dump_json() for item in inputs}) < len(inputs):
+    same = {item.model_dump_json(exclude={"image_artifact", "mask_artifact"}) for item in inputs}
+    if len(same) < len(inputs):
         raise InputError(f"{path}: inputs: the same input is listed twice")
     return inputs, images
-
-
-def _pinned_input(item: InputSpec, image: Image.Image | None, mask: Image.Image | None) -> PinnedInput:
-    return PinnedInput(
-        prompt=item.prompt,
-        score_text=item.score_text or item.prompt,
-        image=pixel_hash(image) if image else None,
-        mask=pixel_hash(mask) if mask else None,
-        image_name=Path(item.image).name if item.image else None,
-        mask_name=Path(item.mask).name if item.mask else None,
-    )
 
 
 def _check_inputs_suit(spec: StudySpec, model: ModelDescription, path: Path) -> None:

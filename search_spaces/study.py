@@ -31,8 +31,20 @@ SURVEY_LIMIT = 1_000_000
 """Cells beyond which a space is not walked before anything is asked for."""
 
 
+class PinnedArtifact(BaseModel):
+    """Where an input came from in Comet: the file as `asked` for, its artifact's version, its bytes' SHA-256."""
+
+    model_config = ConfigDict(frozen=True)
+    asked: str
+    version: str
+    sha256: str
+
+
 class PinnedInput(BaseModel):
-    """One input with its pixels named by hash; `image_name` and `mask_name` are for the reader."""
+    """One input with its pixels named by hash; `image_name` and `mask_name` are for the reader.
+
+    `image_artifact` and `mask_artifact` say which version of a Comet artifact they are of, where they are.
+    """
 
     model_config = ConfigDict(frozen=True)
     prompt: str
@@ -41,6 +53,8 @@ class PinnedInput(BaseModel):
     mask: str | None = None
     image_name: str | None = None
     mask_name: str | None = None
+    image_artifact: PinnedArtifact | None = None
+    mask_artifact: PinnedArtifact | None = None
 
 
 class Study(BaseModel):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from search_spaces.artifacts import FORM, parse_artifact_file
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task, Trust
@@ -304,12 +306,25 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _check_input_path(path: str) -> str:
+    parse_artifact_file(path)
+    return path
+
+
+InputPath = Annotated[str, AfterValidator(_check_input_path)]
+"""A local path, or a file of a Comet artifact."""
+
+
 class InputSpec(_Section):
     """One input: what to draw, where, and what CLIP judges it by."""
 
     prompt: str = Field(min_length=1, description="what to draw")
-    image: str | None = Field(None, description="path of the image to start from, relative to this file")
-    mask: str | None = Field(None, description="path of the mask: white is redrawn, black is kept")
+    image: InputPath | None = Field(
+        None, description=f"the image to start from: a path relative to this file, or {FORM}"
+    )
+    mask: InputPath | None = Field(
+        None, description="the mask, named like the image: white is redrawn, black is kept"
+    )
     score_text: str | None = Field(
         None, min_length=1, description="what CLIP judges by; the prompt by default"
     )
@@ -770,6 +785,8 @@ def _sentence(error: ErrorDetails) -> str:
     kind, given = error["type"], error["input"]
     if kind == "value_error":
         message = str(error["ctx"]["error"])
+        if error["loc"][:1] == ("inputs",):
+            return f"{where}: {message}"
         return f"{where}.{message}" if where in _NAMED_WITHIN else message
     if kind == "extra_forbidden":
         *parents, key = error["loc"]

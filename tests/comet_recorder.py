@@ -207,6 +207,27 @@ class CometRecorder:
         """A fresh id, 32 hexadecimal digits."""
         return f"{next(self._numbers):032x}"
 
+    def put_artifact(
+        self, workspace: str, name: str, version: str, files: Mapping[str, bytes], aliases: Sequence[str] = ()
+    ) -> ArtifactVersion:
+        """Store a version of an artifact as if it had been logged; it takes its aliases from earlier ones."""
+        with self.lock:
+            key = self.new_id()
+            self.experiments[key] = Experiment(key, workspace, "general")
+            body = {
+                "experimentKey": key,
+                "artifactName": name,
+                "artifactType": "dataset",
+                "version": version,
+                "alias": list(aliases),
+            }
+            made = self.answer(_REST + "write/artifacts/upsert", {}, body, {})
+            query = {"experimentKey": key, "artifactVersionId": made["artifactVersionId"]}
+            for path, data in files.items():
+                self.store(query, data, "unknown", path, None)
+            self.artifacts[-1].state = "CLOSED"
+            return self.artifacts[-1]
+
     # What the handler asks
 
     def meet(self, path: str) -> list[Fault]:
@@ -544,6 +565,34 @@ def _artifact_version(r: CometRecorder, query: _Query, _: Any, __: _Files) -> An
     }
 
 
+def _artifact(r: CometRecorder, query: _Query, _: Any, __: _Files) -> Any:
+    name = unquote(query.get("artifactName", ""))
+    same = [a for a in r.artifacts if (a.workspace, a.name) == (query.get("workspace"), name)]
+    if not same:
+        raise RefusalError(404, NO_SUCH_ARTIFACT, "no such artifact")
+    return {
+        "artifactId": same[-1].artifact_id,
+        "name": name,
+        "type": same[-1].kind,
+        "latestVersion": same[-1].version,
+        "versions": [
+            {"artifactVersionId": a.id, "version": a.version, "alias": a.aliases, "metadata": a.metadata}
+            for a in same
+        ],
+    }
+
+
+def _artifact_labels(r: CometRecorder, _: _Query, body: Any, __: _Files) -> Any:
+    found = next(a for a in r.artifacts if a.id == body["artifactVersionId"])
+    given = body.get("alias")
+    if given is not None:
+        for each in r.artifacts:
+            if each.artifact_id == found.artifact_id and each is not found:
+                each.aliases = [alias for alias in each.aliases if alias not in given]
+        found.aliases = sorted(given)
+    return {}
+
+
 def _artifact_files(r: CometRecorder, query: _Query, _: Any, __: _Files) -> Any:
     found = _find_artifact(r, query)
     files = [a for e in r.experiments.values() for a in e.assets if a.artifact_version == found.id]
@@ -598,6 +647,8 @@ _ROUTES: Sequence[tuple[str, Any]] = [
     (_REST + "write/experiment/update-status", _update_status),
     (_REST + "write/artifacts/upsert", _upsert_artifact),
     (_REST + "write/artifacts/state", _artifact_state),
+    (_REST + "write/artifacts/version/labels", _artifact_labels),
+    (_REST + "artifacts/get", _artifact),
     (_REST + "artifacts/version", _artifact_version),
     (_REST + "artifacts/version/files", _artifact_files),
 ]

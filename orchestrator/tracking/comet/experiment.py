@@ -92,7 +92,7 @@ class Experiment:
         if not comet_ml.get_config("comet.api_key"):
             raise NoKeyError("no API key of Comet was found")
         self._key, self._scratch, self._mine = key, scratch, threading.local()
-        _quiet()
+        quiet()
         there = _asked(lambda: self._api().get_experiment_by_key(key))
         if there is None and make:
             _asked(lambda: _create(study, key))
@@ -199,7 +199,7 @@ def _create(study: CometStudy, key: str) -> None:
     ).end()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """The SDK prints nothing of its own: what it would say, an exception says, and its texts may quote a key."""
     import logging
 
