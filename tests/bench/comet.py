@@ -34,6 +34,7 @@ from orchestrator import api
 from orchestrator.ray_pool import ray_session
 from orchestrator.tracking.comet.content import CometImage, CometStudy, Content
 from orchestrator.tracking.comet.sync import sync_in_child
+from search_spaces.requests import Value
 from tests.comet_recorder import CometRecorder
 
 STUDY = """
@@ -108,7 +109,7 @@ def some_pngs(side: int) -> list[bytes]:
 
 def content(key: str, images: int, side: int, memory: str) -> Content:
     """A study of so many images; runs in the child, whose largest memory it notes in a file."""
-    metadata = {
+    metadata: dict[str, Value] = {
         "prompt": "a realistic green dragon, photo",
         "guidance_scale": 7.5,
         "seed": 1,
