@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from PIL import Image
 from rich.console import Console
 
 from orchestrator import studies as studies_module
@@ -57,6 +58,7 @@ from orchestrator.tracking import Guarded
 from orchestrator.tracking.comet import api_key_problem
 from search_spaces import study_file as study_files
 from search_spaces.errors import InputError, did_you_mean
+from search_spaces.models import PIXEL_SCORERS
 from search_spaces.requests import Failed, Scored, Settings, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
@@ -85,7 +87,8 @@ class RunResult:
     @property
     def was_complete(self) -> bool:
         """Whether an earlier run had done everything already."""
-        return not (self.progress.generated or self.progress.reused or self.stopped)
+        progress = self.progress
+        return not (progress.generated or progress.reused or progress.ended_by or self.stopped)
 
     @property
     def exit_code(self) -> int:
@@ -307,7 +310,7 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
     pinned, tables = named_folder(study, root).pinned(), Tables(root)
     past = past_trials(tables, study)
     if not past and pinned is None:
-        known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
+        known = sorted(tables.counts("trials", "study"))
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
     return _results(study, past, pinned, tables)
@@ -412,13 +415,27 @@ def write_contact_sheet(
     """Draw a study's contact sheet into its folder; None where there is no picture yet. Raises InputError."""
     if not any(trial.images for trial in found.trials):
         return None
-    from workers.png import decode_png
-
     tables, folder = Tables(root), StudyFolder(root, found.study)
-    sheet = contact_sheet(found, lambda image_id: decode_png(tables.png(image_id)), x, y)
+    sheet = contact_sheet(found, partial(_stored_picture, tables), x, y)
     folder.path.mkdir(parents=True, exist_ok=True)
     sheet.save(folder.contact_sheet)
     return folder.contact_sheet
+
+
+def _stored_picture(tables: Tables, image_id: str) -> Image.Image:
+    """A picture of the catalog; a grey one, named in the log, in place of one that is damaged."""
+    from workers.png import decode_png
+
+    stored = tables.png(image_id)
+    try:
+        return decode_png(stored)
+    except (OSError, ValueError, SyntaxError):
+        log.warning(
+            "the picture %s is damaged; `latentsweep catalog repair` puts it aside, and `latentsweep run` makes "
+            "it again",
+            image_id,
+        )
+        return Image.new("RGB", (64, 64), "grey")
 
 
 def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
@@ -454,6 +471,8 @@ def best(study: str, root: str = DEFAULT_ROOT) -> str:
 
 def frame(study: str, root: str = DEFAULT_ROOT, pictures: bool = True) -> pa.Table:
     """A study as one table, a row per trial and instance: settings, score (`value`) and picture (`image`).
+
+    Where pictures have been scored by their pixels too, there is a column of that name, as `preservation_psnr`.
 
     Without `pictures` it has no `image`, and a large study takes little memory. Raises InputError where the root
     knows no such study.
@@ -495,22 +514,37 @@ def score(
 ) -> Rescored:
     """Score a study's stored images again, by another CLIP or against another text; nothing is generated.
 
-    `scorer` is named as `clip_model` in a study file, by default the study's own. A study that names it, with that
-    text as `score_text`, finds the scores in the catalog. Raises InputError.
+    `scorer` is named as `clip_model` in a study file, by default the study's own, or it is `preservation_psnr`,
+    which reads no text. A study that names it, with that text as `score_text`, finds the scores in the catalog.
+    Images stored as jpeg differ a little from what was drawn, and so do their scores. Raises InputError.
     """
     from orchestrator.ray_session import ray_session
     from orchestrator.rescoring import rescore
     from workers.pipelines.loading import describe_clip
 
-    pinned = named_folder(study, root).pinned()
+    folder = named_folder(study, root)
+    pinned = folder.pinned()
     if pinned is None:
         results(study, root)  # says so where there is no such study
         raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
-    if scorer is not None:
+    inputs: dict[str, bytes] = {}
+    if scorer is not None and scorer in PIXEL_SCORERS:
+        if text is not None:
+            raise InputError(f"--text: {scorer} compares pixels and reads no text; leave it out")
+        if pinned.model.task != "inpainting":
+            raise InputError(
+                f"--scorer {scorer} compares a picture with its input image outside the mask, and the task "
+                f"{pinned.model.task} of study {study!r} has no mask"
+            )
+        inputs = folder.inputs(
+            name for item in pinned.inputs for name in (item.image, item.mask) if name is not None
+        )
+        pinned = pinned.model_copy(update={"scorer": PIXEL_SCORERS[scorer], "objective": scorer})
+    elif scorer is not None:
         described = describe_clip(scorer, scorer, Path())
         pinned = pinned.model_copy(update={"scorer": described})
     crew = wiring.crew(pinned, workers, _local_gpus(), batch)
-    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address, insecure))
+    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address, insecure), inputs)
     with _interrupts() as interrupted:
         try:
             return rescore(Tables(root), pinned, pool, text, interrupted)

@@ -209,7 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("study", metavar="STUDY", help="a study's name")
     score.add_argument(
-        "--scorer", metavar="CLIP_MODEL", help="as clip_model in a study file; by default the study's own"
+        "--scorer",
+        metavar="CLIP_MODEL",
+        help="as clip_model in a study file, or preservation_psnr; by default the study's own",
     )
     score.add_argument("--text", help="what to judge by; by default what each image was judged by")
     score.add_argument("--address", help="a Ray cluster's address")

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +89,11 @@ def export(
     if not rows.num_rows:
         raise InputError(f"no row of {study} is left to export; loosen --where")
     default, act = FORMATS[to]
+    if place and "://" in place:
+        raise InputError(f"export writes to this machine's disk, not to {place}; name a path")
     target = Path(place or default.format(study))
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    is_free_folder = to in FOLDERS and target.is_dir() and not any(target.iterdir())
+    if target.exists() and not is_free_folder:
         raise InputError(f"{target} exists already; name another place")
     target.parent.mkdir(parents=True, exist_ok=True)
     return act(Export(study, rows, tables, target))
@@ -121,7 +125,7 @@ USES = ("study", "trial", "instance", "role", "state", "scorer", "text", "value"
 
 def _to_csv(wanted: Export) -> str:
     rows = wanted.rows
-    with wanted.place.open("w", newline="", encoding="utf-8") as file:
+    with _aside(wanted.place) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(rows.column_names)
         for row in rows.to_pylist():
@@ -136,17 +140,24 @@ def _to_parquet(wanted: Export) -> str:
 
 def _write_parquet(wanted: Export, rows: pa.Table, path: Path) -> None:
     """Rows with their pictures as one file, a row group at a time; whole or not there at all."""
-    aside = path.with_name(f".{path.name}.tmp")
     image = pa.field("image", SCHEMAS["images"].field("image").type)
     schema = rows.schema.append(image)
     schema = schema.with_metadata(huggingface_metadata(schema))
+    with (
+        _aside(path) as aside,
+        pq.ParquetWriter(aside, schema, compression={"image.bytes": "none"}, use_dictionary=False) as writer,
+    ):
+        for start in range(0, rows.num_rows, PIECE_ROWS):
+            piece = with_pictures(wanted.tables, rows.slice(start, PIECE_ROWS))
+            writer.write_table(piece.cast(schema))
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A place to write a file at, which gets its name once it is whole."""
+    aside = path.with_name(f".{path.name}.tmp")
     try:
-        with pq.ParquetWriter(
-            aside, schema, compression={"image.bytes": "none"}, use_dictionary=False
-        ) as writer:
-            for start in range(0, rows.num_rows, PIECE_ROWS):
-                piece = with_pictures(wanted.tables, rows.slice(start, PIECE_ROWS))
-                writer.write_table(piece.cast(schema))
+        yield aside
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -200,7 +211,7 @@ def _to_optuna(name: str, storage: str | None, root: str) -> str:
 
 def _check_known(tables: Tables, study: str, root: str) -> None:
     """Raise InputError where the catalog knows no such study."""
-    known = sorted(set(tables.read("trials", ["study"])["study"].unique().to_pylist()))
+    known = sorted(tables.counts("trials", "study"))
     if study not in known:
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
@@ -213,3 +224,6 @@ FORMATS: Mapping[str, tuple[str, Callable[[Export], str]]] = {
     "hf": ("{}-dataset", _to_hf),
 }
 """Format → the default place, and what brings rows into it."""
+
+FOLDERS = {"folder", "hf"}
+"""Formats of many files, which an empty folder may take."""

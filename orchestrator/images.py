@@ -82,8 +82,7 @@ def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], 
         problem = f"{len(ids)} images begin with it; give more digits" if ids else f"{root} holds none"
         raise InputError(f"image {image_id}: {problem}")
     checked_id(ids[0])
-    uses = tables.read("trials", ["study"], pc.field("image_id") == ids[0])
-    studies = sorted(set(uses["study"].to_pylist()))
+    studies = sorted(tables.counts("trials", "study", pc.field("image_id") == ids[0]))
     for name in studies:
         folder = named_folder(name, root)
         pinned = folder.pinned()
@@ -142,12 +141,8 @@ def reproduce(image_id: str, root: str = DEFAULT_ROOT) -> Reproduced:
         None if row["input_mask"] is None else str(row["input_mask"]),
         "",
     )
-    inputs = {}
-    for name in filter(None, (request.image, request.mask)):
-        path = folder.path / "inputs" / f"{name}.png"
-        if not path.is_file():
-            raise InputError(f"image {whole}: its input {path} is gone")
-        inputs[name] = decode_png(path.read_bytes())
+    stored_inputs = folder.inputs(filter(None, (request.image, request.mask)))
+    inputs = {name: decode_png(png) for name, png in stored_inputs.items()}
     drawn = wiring.draw(pinned, inputs, request)
     if isinstance(drawn, Failed):
         raise InputError(f"image {whole} cannot be drawn again: {drawn.reason}")

@@ -1,6 +1,7 @@
 """What a study will cost, found without generating anything."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,13 @@ from pathlib import Path
 
 from orchestrator.study_folder import local_root
 from search_spaces.domains import Domain, FloatRange
+from search_spaces.estimates import FEWEST_FOR_A_GAIN
 from search_spaces.requests import Settings, Value
 from search_spaces.space import Survey, guidance_is_on, survey
 from search_spaces.strategies import PastTrial
 from search_spaces.strategies.halving import pictures
 from search_spaces.strategies.racing import smallest_significant
+from search_spaces.strategies.staged import coarse
 from search_spaces.strategies.validation import VALIDATED
 from search_spaces.study import SURVEY_LIMIT, Study
 
@@ -301,7 +304,11 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     )
     yield "defaults", f"from {model.defaults_source}"
     for name, domain in study.space.axes.items():
-        yield "sweep", f"{name}: {_domain_text(domain)}"
+        yield "sweep", f"{name}: {domain_text(domain)}"
+    wanted = ", ".join(f"{name} ({how})" for name, how in study.objectives.items())
+    yield ("objectives" if len(study.objectives) > 1 else "objective"), f"{wanted}, {study.scorer.id}"
+    for bound in study.constraints:
+        yield "constraint", f"{bound}, of a setting's mean"
     cells = "a continuous space" if plan.cells is None else f"{plan.cells:,} cells"
     yield "search", f"{study.search.strategy} over {cells}: {_up_to(study)}{plan.trials:,} trials"
     instances = len(study.instances)
@@ -310,17 +317,13 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         full = plan.trials * instances
         yield "images", f"{_up_to(study)}{plan.images:,}, of {full:,} that the grid would take, {there}"
         if plan.left_out:
+            chosen = "drawn at random"
+            if plan.trials <= len(study.first):
+                chosen = "those of search.enqueue and the model's own, so that nothing is searched: give more"
             yield (
                 "note",
                 f"the budget lasts for a race of {plan.trials:,} of {plan.trials + plan.left_out:,} settings, "
-                "drawn at random",
-            )
-        budget = study.budget
-        if (budget.seconds or budget.gpu_seconds) and not (budget.images or budget.unet_calls):
-            yield (
-                "note",
-                "a budget of seconds may end a race before any setting is judged in full; "
-                "by one of images or unet_calls it races as many as it can bring to the end",
+                + chosen,
             )
     else:
         yield (
@@ -329,8 +332,10 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
             if not (study.search.validation or study.budget.images)
             else f"{_up_to(study)}{plan.images:,} of {plan.trials:,} trials × {instances} instances, {there}",
         )
+    yield from (("note", sentence) for sentence in _ends_with_nothing(study))
     raced = pictures(plan.trials, instances, always=1)
     races = len(study.objectives) == 1 and not study.constraints
+    races &= study.search.trials is not None or (plan.cells or 0) <= SURVEY_LIMIT
     if races and study.search.strategy == "grid" and raced <= plan.trials * instances / 2:
         yield (
             "advice",
@@ -360,6 +365,12 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
     if study.search.validation:
         fresh = len(study.validation_instances)
         yield "validation", f"the best {VALIDATED} and the baseline on {fresh} fresh instances, counted above"
+        if fresh < FEWEST_FOR_A_GAIN:
+            yield (
+                "note",
+                f"on {fresh} fresh instance{'s' if fresh > 1 else ''} no gain can be told from none; "
+                f"{FEWEST_FOR_A_GAIN} are the fewest that could, and 16 are a good number",
+            )
     for limit, value in study.budget.model_dump().items():
         if value is not None:
             yield "budget", f"{limit} {value:,}"
@@ -382,6 +393,31 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "note", warning
 
 
+def _ends_with_nothing(study: Study) -> Iterator[str]:
+    """A sentence where a budget may end a race, or a staged search's first, before anybody has come to its end."""
+    budget, search, instances = study.budget, study.search, len(study.instances)
+    counted = budget.images is not None or budget.unet_calls is not None
+    if search.strategy == "halving" and (budget.seconds or budget.gpu_seconds):
+        yield "a budget of seconds may end a race before any setting is judged in full" + (
+            "" if counted else "; by one of images or unet_calls it races as many as it can bring to the end"
+        )
+    if search.strategy not in ("coordinate", "refine") or not budget.is_set:
+        return
+    axes = study.space.axes
+    turn = next(iter([*search.order, *axes]))
+    if search.strategy == "coordinate":
+        entrants = len(study.first) + len(axes[turn].points() or ())
+    else:
+        entrants = len(study.first) + math.prod(len(coarse(domain)) for domain in axes.values())
+    needed = pictures(entrants, instances, search.keep)
+    others = budget.model_dump(exclude={"images", "trials"}).values()
+    if any(limit is not None for limit in others) or needed > (budget.images or needed):
+        yield (
+            f"the budget may end the first race, of up to {entrants:,} settings and {needed:,} images, before any "
+            "setting is judged in full"
+        )
+
+
 def _engine_text(study: Study) -> str:
     engine = study.engine
     rows = "as many UNet rows as are fastest" if engine.rows == "auto" else f"{engine.rows} UNet rows"
@@ -389,7 +425,8 @@ def _engine_text(study: Study) -> str:
     return ", ".join([rows, *(extras if engine.offload != "none" else extras[:-1])])
 
 
-def _domain_text(domain: Domain) -> str:
+def domain_text(domain: Domain) -> str:
+    """A domain for a reader, shortened."""
     points = domain.points()
     if isinstance(domain, FloatRange) and points is None:
         return f"{domain.low:g} to {domain.high:g}"
@@ -406,6 +443,8 @@ def _of(settings: Settings, name: str) -> str:
 
 
 def _short(value: Value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else "none" if value is None else f"{value:g}"
 
 

@@ -15,6 +15,9 @@ from orchestrator.pool import Done, PngPicture, Pool
 from search_spaces.requests import Failed, ImageRequest, Scored
 from search_spaces.study import Study
 
+INPUTS = ("image_id", "input_image", "input_mask")
+"""Columns of a picture that say what it was drawn from."""
+
 FLUSH_ROWS = 256
 WAIT_SECONDS = 0.5
 
@@ -40,14 +43,16 @@ def rescore(
 ) -> Rescored:
     """Score a study's pictures by its `scorer`, which may be another than it was run with.
 
-    `text` is by default what each was judged against. What has been scored is durable every few hundred images,
-    and is not scored again.
+    `text` is by default what each was judged against; a scorer that reads none has no use for it. What has been
+    scored is durable every few hundred images, and is not scored again. The pictures are as they are stored: of
+    `image_format: jpeg` a little else than what was drawn, and what was scored as it was drawn.
     """
     rows = joined(tables, study.name, pictures=False)
     rows = rows.filter(pc.equal(rows["status"], "ok"))
-    wanted = dict.fromkeys(
-        (row["image_id"], text or row["text"]) for row in rows.select(["image_id", "text"]).to_pylist()
-    )
+    asked = (text or None) if study.scorer.reads_text else ""
+    texts = rows["text"].to_pylist() if asked is None else [asked] * rows.num_rows
+    wanted = dict.fromkeys(zip(rows["image_id"].to_pylist(), texts, strict=True))
+    inputs = {row.pop("image_id"): row for row in rows.select(list(INPUTS)).to_pylist()}
     scores = Scores(tables, {study.scorer.id})
     missing = [pair for pair in wanted if scores.of(study.scorer.id, *pair) is None]
     failed: list[str] = []
@@ -74,7 +79,8 @@ def rescore(
         waiting = iter(turn)
         while True:
             for image_id, score_text in islice(waiting, 0 if stopping() else pool.free):
-                request = ImageRequest(image_id, {}, "", 0, None, None, score_text)
+                image, mask = (inputs[image_id][name] for name in INPUTS[1:])
+                request = ImageRequest(image_id, {}, "", 0, image, mask, score_text)
                 pool.score([(request, PngPicture(tables.png(image_id)))])
             if not pool.outstanding:
                 break

@@ -91,11 +91,13 @@ def removal(study: str, root: str = DEFAULT_ROOT) -> Freed:
 def remove(study: str, root: str = DEFAULT_ROOT) -> Freed:
     """Remove a study, its folder, and the images that no other study uses; what that was.
 
-    Killed in between, the same again goes on. Raises InputError as `removal`.
+    Killed in between, the same again goes on. Raises InputError as `removal`, OSError where it cannot.
     """
     freed = removal(study, root)
-    free(Tables(root), study, freed)
-    shutil.rmtree(named_folder(study, root).path, ignore_errors=True)
+    folder = named_folder(study, root)
+    with folder.locked():
+        free(Tables(root), study, freed)
+        shutil.rmtree(folder.path)
     return freed
 
 

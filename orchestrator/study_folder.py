@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from orchestrator.budget import Spent
 from search_spaces.errors import InputError
 from search_spaces.study import Study, difference
+from search_spaces.study_file import NAME
 from workers.png import encode_png
 
 DEFAULT_ROOT = "runs"
@@ -30,10 +31,17 @@ LOOKS = 20
 
 
 def local_root(root: str) -> Path:
-    """Where a root's local part lies: the root itself, or `runs` where the root is on an object store."""
-    if root.startswith("file://"):
-        return Path(unquote(urlsplit(root).path))
-    return Path(DEFAULT_ROOT if "://" in root else root)
+    """Where a root's local part lies: the root itself, or for one on an object store `runs/<scheme>/<bucket>/…`.
+
+    So no study there shares a folder with one of this machine, or of another bucket.
+    """
+    if "://" not in root:
+        return Path(root)
+    address = urlsplit(root)
+    if address.scheme == "file":
+        return Path(unquote(address.path))
+    steps = [step for step in f"{address.netloc}{address.path}".split("/") if step]
+    return Path(DEFAULT_ROOT, address.scheme, *(step.replace("..", "%2E%2E") for step in steps))
 
 
 class StudyFolder:
@@ -94,6 +102,14 @@ class StudyFolder:
         _replace(self.study_file, study_file.encode())
         _replace(self.path / "study.json", study.model_dump_json(indent=2).encode())
 
+    def inputs(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The pinned input images and masks of some pixel hashes, as PNG. Raises InputError where one is gone."""
+        paths = {name: self.path / "inputs" / f"{name}.png" for name in names}
+        for path in paths.values():
+            if not path.is_file():
+                raise InputError(f"the input image {path} is gone, without which nothing can be said of it")
+        return {name: path.read_bytes() for name, path in paths.items()}
+
     def spent(self) -> Spent:
         """What the study has used up so far; nothing where that cannot be read."""
         try:
@@ -127,7 +143,10 @@ class StudyFolder:
             yield
 
     def _take(self, lock: TextIO) -> bool:
-        """Whether the lock could be had: those who only look whether it is held give it back in a moment."""
+        """Whether the lock could be had: those who only look whether it is held give it back in a moment.
+
+        A lock that was removed with its folder meanwhile counts as held.
+        """
         for _ in range(LOOKS):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,7 +157,7 @@ class StudyFolder:
                     f"{self.path} lies on a filesystem without locks ({error.strerror}); give a --root on another"
                 ) from None
             else:
-                return True
+                return os.fstat(lock.fileno()).st_nlink > 0
         return False
 
     @property
@@ -179,8 +198,8 @@ class StudyFolder:
 
 
 def named_folder(study: str, root: str) -> StudyFolder:
-    """A named study's folder. Raises InputError for what cannot be a name."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", study):
+    """A named study's folder. Raises InputError for what cannot be a name, such as `..`."""
+    if not re.fullmatch(NAME, study):
         raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
     return StudyFolder(root, study)
 

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.catalog.frames import distinct
+from orchestrator.catalog.ids import firsts, keys
 from orchestrator.catalog.schema import SCHEMAS
 from orchestrator.catalog.tables import Tables
 from orchestrator.study_folder import StudyFolder
@@ -102,7 +103,14 @@ def rows_of(tables: Tables, study: str) -> Iterator[tuple[str, pa.Table]]:
     yield "scores", tables.read_ids("scores", SCHEMAS["scores"].names, ids)
     for start in range(0, len(ids), PIECE_ROWS):
         piece = ids.slice(start, PIECE_ROWS)
-        yield "images", distinct(tables.read_ids("images", SCHEMAS["images"].names, piece))
+        yield "images", _distinct(tables.read_ids("images", SCHEMAS["images"].names, piece))
+
+
+def _distinct(rows: pa.Table) -> pa.Table:
+    """The rows of `images` with one for each image: the first picture, or where there is none the first failure."""
+    drawn_first = np.argsort(pc.not_equal(rows["status"], "ok").to_numpy(), kind="stable")
+    chosen = drawn_first[firsts(keys(rows["image_id"].take(pa.array(drawn_first))))]
+    return rows.take(pa.array(np.sort(chosen)))
 
 
 def read_parcel(lines: Iterable[str], to: BinaryIO) -> list[str]:

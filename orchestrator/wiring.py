@@ -19,7 +19,7 @@ from pyarrow.fs import LocalFileSystem
 from orchestrator.catalog.parquet import holds_another, past_trials
 from orchestrator.catalog.patient import reason
 from orchestrator.catalog.tables import Tables, open_root
-from orchestrator.plan import admitted, calls_of, remembered_rate, surveyed
+from orchestrator.plan import admitted, calls_of, domain_text, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.tracking import NullTracker, Tracker
@@ -32,7 +32,7 @@ from orchestrator.tracking.comet import (
 )
 from search_spaces import study_file
 from search_spaces.errors import InputError
-from search_spaces.models import ModelDescription, ScorerDescription
+from search_spaces.models import PIXEL_SCORERS, ModelDescription, ScorerDescription
 from search_spaces.objectives import PRESERVATION, keeps
 from search_spaces.requests import Failed, ImageRequest, Scored, Settings, Trial, Value
 from search_spaces.space import Survey, guidance_is_on
@@ -42,7 +42,7 @@ from search_spaces.strategies.halving import Halving
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.strategies.validation import Validation
-from search_spaces.study import PinnedInput, Study, pin
+from search_spaces.study import PinnedInput, Study, idle_exclusions, pin
 from search_spaces.study_file import InputSpec, StudySpec
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.pipelines import Generated, Pipeline
@@ -123,7 +123,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     _check_preservation(study, images, path)
     _check_calls(study, path)
     _check_race(study, path)
-    warnings = (*_stretched(study, images), *_short_of_time(study, root))
+    warnings = (*_stretched(study, images), *_idle_rules(study), *_short_of_time(study, root))
     return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
 
 
@@ -196,6 +196,15 @@ def _check_race(study: Study, path: Path) -> None:
             f"{path}: budget: it lasts for a race of {entrants} setting{'s' if entrants > 1 else ''}, and "
             f"{len(first)} are tried first, those of search.enqueue and the model's own; give more, or enqueue fewer"
         )
+
+
+def _idle_rules(study: Study) -> Iterator[str]:
+    """A warning for each rule of `exclude` that leaves out nothing."""
+    for number in idle_exclusions(study):
+        named = " and ".join(
+            f"{name} {domain_text(domain)}" for name, domain in study.exclude[number].items()
+        )
+        yield f"exclude[{number}] leaves out nothing: no cell has {named}"
 
 
 def _short_of_time(study: Study, root: str) -> Iterator[str]:
@@ -483,6 +492,10 @@ class _DrawsNothing:
 
 def build_scoring_worker(setup: WorkerSetup) -> Worker:
     """A worker that has the study's scorer and no pipeline. Raises InputError where it cannot load."""
+    if setup.study.scorer in PIXEL_SCORERS.values():
+        inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
+        pixels = {setup.study.objective: PreservationScorer(inputs)}
+        return Worker(_DrawsNothing(), pixels, "cpu", setup.batch)
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -514,12 +527,18 @@ def draw(study: Study, inputs: Mapping[str, Image.Image], request: ImageRequest)
 
 
 def make_engine(study: Study, pipeline: Any, inputs: Mapping[str, Image.Image], device: str) -> "SlotEngine":
-    """The slot engine for a study's model on a device, with as many rows as the study says or are fastest."""
+    """The slot engine for a study's model on a device, with as many rows as the study says or are fastest.
+
+    Raises InputError where it is to be compiled and this machine has no compiler.
+    """
     import torch
 
     from workers.pipelines.capacity import remembered_rows
+    from workers.pipelines.loading import check_compiler
     from workers.pipelines.slot_engine import SlotEngine
 
+    if study.engine.compile:
+        check_compiler("cuda" if torch.cuda.is_available() else "cpu")
     asked, model = study.engine.rows, study.model
     engine = SlotEngine(pipeline, model, inputs, 2 if asked == "auto" else asked)
     if asked == "auto":
@@ -620,13 +639,16 @@ def make_pool(
 
 
 def make_scoring_pool(
-    study: Study, crew: Crew, connect: Callable[[], AbstractContextManager[None]]
+    study: Study,
+    crew: Crew,
+    connect: Callable[[], AbstractContextManager[None]],
+    inputs: Mapping[str, bytes],
 ) -> "RayPool":
-    """A Ray pool whose workers only score, by the study's scorer."""
+    """A Ray pool whose workers only score, by the study's scorer; `inputs` are PNG by pixel hash."""
     from orchestrator.ray_pool import RayPool
     from orchestrator.ray_session import cores
 
-    setup, gpu = WorkerSetup(study, {}, crew.batch, crew.threads), crew.kind == "GPU"
+    setup, gpu = WorkerSetup(study, inputs, crew.batch, crew.threads), crew.kind == "GPU"
     share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads
     return RayPool(
         connect,

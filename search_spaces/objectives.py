@@ -33,6 +33,11 @@ class Constraint:
         """How far a mean is beyond the bound, in units of the score; zero or less where it is kept."""
         return self.bound - value if self.op == ">=" else value - self.bound
 
+    def excludes(self, other: "Constraint") -> bool:
+        """Whether this is a lower bound above the upper bound that another sets on the same score."""
+        sides = self.score, self.op, other.op
+        return sides == (other.score, ">=", "<=") and self.bound > other.bound
+
     def __str__(self) -> str:
         return f"{self.score} {self.op} {self.bound:g}"
 

@@ -183,6 +183,11 @@ Exclusion = Mapping[str, Domain]
 """Settings with a value in each of these domains are not tried."""
 
 
+def excludes(rule: Exclusion, settings: Settings) -> bool:
+    """Whether a rule leaves out complete settings."""
+    return all(contains(domain, settings.get(name)) for name, domain in rule.items())
+
+
 @dataclass(frozen=True)
 class Judge:
     """Tells a strategy which swept settings are the same candidate and which cannot run.
@@ -220,7 +225,7 @@ class Judge:
         """Why the settings cannot run or are not to be tried, or None."""
         settings = self.complete(swept)
         for number, rule in enumerate(self.exclude):
-            if all(contains(domain, settings.get(name)) for name, domain in rule.items()):
+            if excludes(rule, settings):
                 return f"exclude[{number}] leaves them out"
         return why_it_cannot_run(settings, self.model)
 

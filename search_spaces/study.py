@@ -4,17 +4,18 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import Domain, FloatRange, IntRange, contains, offers, spans
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange, contains, offers, spans
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import PIXEL_SCORERS, Kind, ModelDescription, ScorerDescription, is_of_kind
 from search_spaces.objectives import Constraint, Direction, parse_constraint
 from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value, content_hash
-from search_spaces.space import Judge, Space, canonical_settings, telling_cells
-from search_spaces.strategies.staged import coarse
+from search_spaces.space import Judge, Space, canonical_settings, excludes, telling_cells
+from search_spaces.strategies.staged import coarse, coarse_cells
 from search_spaces.study_file import BudgetSpec, CometSpec, EngineSpec, SearchSpec, StudySpec
 
 PIXEL_REVISION = 1
@@ -22,6 +23,9 @@ PIXEL_REVISION = 1
 
 VALIDATION_SEED = 20_261_122
 """Of the seeds that no search sees; the same for all studies, so that their pictures are shared."""
+
+MOST_COARSE = 10_000
+"""Coarse settings of a refinement beyond which their twins are not looked for: half a second."""
 
 SURVEY_LIMIT = 1_000_000
 """Cells beyond which a space is not walked before anything is asked for."""
@@ -213,6 +217,7 @@ def pin(
     _check_schedulers(spec, model, source)
     _check_scheduler_options(spec, model, source)
     _check_sizes(spec, model, source)
+    _check_engine(spec, model, source)
     defaults: dict[str, Value] = {**model.keywords, "scheduler": model.scheduler}
     fixed = {name: value for name, value in {**defaults, **spec.settings}.items() if name not in spec.space}
     study = Study(
@@ -313,6 +318,16 @@ def _check_sizes(spec: StudySpec, model: ModelDescription, source: str) -> None:
                 )
 
 
+def _check_engine(spec: StudySpec, model: ModelDescription, source: str) -> None:
+    """Rows and compiling are the slot engine's; whole calls know neither."""
+    for name in ("rows", "compile"):
+        if not model.family.slots and getattr(spec.engine, name) != EngineSpec.model_fields[name].default:
+            raise InputError(
+                f"{source}: engine.{name}: {model.pipeline} runs in whole calls, which have no such setting; "
+                "remove it"
+            )
+
+
 def _check_conditions(study: Study, source: str) -> None:
     """Conditions and exclusions speak of settings that the study has, and no setting depends on itself."""
     depends = {name: domain.when.keys() for name, domain in study.space.axes.items()}
@@ -372,11 +387,22 @@ def _check_search(study: Study, source: str) -> None:
             "of them to draw at random, such as 10000"
         )
     if search.strategy == "refine":
+        lists = [domain.values for domain in study.space.axes.values() if isinstance(domain, Choices)]
+        words = [all(isinstance(value, str | bool | None) for value in values) for values in lists]
+        if all(words) and len(words) == len(study.space.axes):
+            raise InputError(
+                f"{source}: search.strategy: refine looks closer between numbers, and no swept setting has any; "
+                "use halving"
+            )
+        judge = study.judge
         coarsest = math.prod(len(coarse(domain)) for domain in study.space.axes.values())
+        if coarsest <= MOST_COARSE:
+            begun = coarse_cells(study.space.axes, study.first)
+            coarsest = len({judge.candidate(cell) for cell in begun if judge.obstacle(cell) is None})
         if search.trials is not None and search.trials <= coarsest:
             raise InputError(
-                f"{source}: search.trials: {search.trials} leave nothing to refine with after the {coarsest} coarse "
-                "settings; give more, or fewer values"
+                f"{source}: search.trials: {search.trials} leave nothing to refine with after the {coarsest:,} "
+                "settings that come first, the coarse ones and the model's own; give more, or fewer values"
             )
     images = study.budget.images
     if images is not None and images < len(study.instances):
@@ -410,6 +436,23 @@ def _check_branches(study: Study, source: str) -> None:
                 + " and ".join(f"{k} {' or '.join(map(shown, v))}" for k, v in domain.when.items())
                 + f", so that {name} would never be swept"
             )
+
+
+def idle_exclusions(study: Study) -> list[int]:
+    """The places of those rules of `exclude` that leave out nothing: no cell has the values that they name.
+
+    None where the search leaves the lattice, and may come to such a cell.
+    """
+    if study.search.strategy == "refine":
+        return []
+    judge, idle = study.judge, dict(enumerate(study.exclude))
+    for cell in chain([study.baseline], telling_cells(study.space, judge)):
+        settings = judge.complete(cell)
+        for number in [n for n, rule in idle.items() if excludes(rule, settings)]:
+            del idle[number]
+        if not idle:
+            break
+    return list(idle)
 
 
 def difference(old: Study, new: Study) -> str | None:

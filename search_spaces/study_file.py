@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task, Trust
-from search_spaces.objectives import CLIP_SCORE, PRESERVATION, parse_constraint
+from search_spaces.objectives import CLIP_SCORE, PRESERVATION, SCORES, Constraint, parse_constraint
 from search_spaces.requests import Value, canonical
 
 
@@ -53,6 +53,9 @@ KEYWORDS: Mapping[str, _Keyword] = {
     "height": _Keyword(kind="int", low=8, high=16384, meaning="pixels"),
 }
 
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""A study's name, which is that of its folder too."""
 
 MOST_POINTS = 100_000
 """Of one axis: a range with more is a mistake, or wants no step at all."""
@@ -401,15 +404,20 @@ class SearchSpec(_Section):
 class BudgetSpec(_Section):
     """What a run may use up: at the first of these the search ends with its best so far."""
 
+    trials: int | None = Field(None, ge=1, description="the same as search.trials")
     images: int | None = Field(None, ge=1, description="pictures generated")
     unet_calls: int | None = Field(None, ge=1, description="of all pictures together")
-    gpu_seconds: float | None = Field(None, gt=0, description="of all workers together, on CPUs too")
-    seconds: float | None = Field(None, gt=0, description="by the clock, from the first request on")
+    gpu_seconds: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="of all workers together, on CPUs too"
+    )
+    seconds: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="by the clock, from the first request on"
+    )
 
     @property
     def is_set(self) -> bool:
-        """Whether anything is limited."""
-        return any(limit is not None for limit in self.model_dump().values())
+        """Whether anything is limited that is used up by and by: all but trials, which the search counts."""
+        return any(limit is not None for limit in self.model_dump(exclude={"trials"}).values())
 
 
 class CometSpec(_Section):
@@ -442,9 +450,7 @@ class EngineSpec(_Section):
 class StudySpec(_Section):
     """Everything about one sweep, as the study file says it."""
 
-    study: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the study and of its folder"
-    )
+    study: str = Field(pattern=NAME, description="name of the study and of its folder")
     model: str = Field(
         min_length=1,
         description="a registry name, a hub id with an optional @revision, or a local folder",
@@ -491,6 +497,29 @@ class StudySpec(_Section):
     image_format: Literal["png", "webp", "jpeg"] = Field(
         "png", description="how images are stored: png and webp lose nothing, jpeg does a little"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trials_are_counted_by_the_search(cls, raw: object) -> object:
+        """`budget.trials` brought to where the search counts them."""
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("budget"), Mapping):
+            return raw
+        trials, search = raw["budget"].get("trials"), raw.get("search", {})
+        if trials is None or not isinstance(search, Mapping):
+            return raw
+        if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
+            raise ValueError(f"budget.trials: {shown(trials)} is not a whole number of 1 or more")
+        if search.get("strategy") == "coordinate":
+            raise ValueError(
+                "budget.trials does not apply to coordinate, whose rounds say how many it tries; "
+                "it is for " + " and ".join(_ONLY_FOR["trials"])
+            )
+        if search.get("trials", trials) != trials:
+            raise ValueError(
+                f"budget.trials is {trials} and search.trials is {shown(search['trials'])}, "
+                "which mean the same; keep one of the two"
+            )
+        return {**raw, "search": {**search, "trials": trials}}
 
     @model_validator(mode="after")
     def _holds_together(self) -> "StudySpec":
@@ -549,11 +578,15 @@ class StudySpec(_Section):
         for name in (CLIP_SCORE, PRESERVATION):
             if {name: "minimize"} in self.objectives:
                 raise ValueError(f"objectives: {name} can only be maximized")
+        bounds: list[Constraint] = []
         for number, text in enumerate(self.constraints):
             try:
-                parse_constraint(text)
+                bounds.append(parse_constraint(text))
             except ValueError as error:
                 raise ValueError(f"constraints[{number}]: {error}") from None
+        for one, other in product(bounds, bounds):
+            if one.excludes(other):
+                raise ValueError(f"constraints: no mean keeps both {one} and {other}")
         strategy = self.search.strategy
         if (names or self.constraints) and strategy in ("halving", "coordinate", "refine"):
             what = "several objectives" if names else "constraints"
@@ -689,6 +722,7 @@ _NAMED_WITHIN = ("settings", "space", "search.enqueue")
 _PROBLEMS = {
     "float_type": "is not a number",
     "greater_than": "must be above {gt:.10g}",
+    "finite_number": "is not a finite number",
     "less_than_equal": "is above {le}, the most that works",
     "string_type": "is not a text",
     "int_type": "is not a whole number",
@@ -722,6 +756,11 @@ def _sentence(error: ErrorDetails) -> str:
             entry, is_score = _path(error["loc"][:2]), error["loc"][-1] == "[key]"
             what = "score" if is_score else f"direction of {error['loc'][2]}"
             return f"{entry}: unknown {what} {shown(given)}{did_you_mean(str(given), known)}"
+        if where == "objective" and given in SCORES:
+            return (
+                f"objective: {given} alone would be won by pictures that show nothing of the prompt; name it "
+                "under objectives beside clip_score, or bound it under constraints"
+            )
         word = "entry" if isinstance(error["loc"][-1], int) else error["loc"][-1]
         return f"{where}: unknown {word} {shown(given)}{did_you_mean(str(given), known)}"
     if error["loc"][:2] == ("engine", "rows"):

@@ -26,7 +26,7 @@ _COMBINE: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
 }
 
 LONGEST = 2000
-"""Characters of a condition that are read."""
+"""Characters of a condition; a longer one is refused, since a part of it would say something else."""
 
 
 def condition(text: str, columns: Collection[str]) -> pc.Expression:
@@ -34,8 +34,10 @@ def condition(text: str, columns: Collection[str]) -> pc.Expression:
 
     Raises InputError, naming the piece, for what it does not say.
     """
+    if len(text) > LONGEST:
+        raise InputError(f"--where {text[:40]!r}… has {len(text):,} characters; {LONGEST:,} are read")
     try:
-        tree = ast.parse(text.strip()[:LONGEST], mode="eval")
+        tree = ast.parse(text.strip(), mode="eval")
         return _expression(tree.body, columns)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         why = error.msg if isinstance(error, SyntaxError) else str(error)

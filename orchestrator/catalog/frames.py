@@ -1,16 +1,18 @@
 """A study's rows of the three tables, joined: what people want of a catalog."""
 
 import json
+import math
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.catalog.ids import Index, firsts, keys
+from orchestrator.catalog.ids import Index, keys
 from orchestrator.catalog.parquet import Scores
 from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS
 from orchestrator.catalog.tables import Tables
+from search_spaces.models import PIXEL_SCORERS
 
 STATES = ("scored", "infeasible", "lost")
 """Of an instance that has had several, the one that holds: a lost image may have been tried again."""
@@ -21,7 +23,7 @@ def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | 
 
     Columns: those of `trials` but for `settings`, with `value` the score, null without one, then those of
     `images`; early looks, which have no picture, are left out. Swept settings are the trial's own, where a
-    twin of other settings drew the picture.
+    twin of other settings drew the picture. A pixel scorer has a column of its name where it judged any of them.
     Without `pictures`, no picture is read and `image` is not there. `among` are the only image_ids of interest.
     """
     wanted = (pc.field("study") == study) & (pc.field("role") != "look")
@@ -49,6 +51,16 @@ def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | 
                     [own.get(name, drawn) for own, drawn in pairs], images.schema.field(name).type
                 )
             table = table.append_column(images.schema.field(name), column)
+    return _with_pixel_scores(table, tables, among)
+
+
+def _with_pixel_scores(table: pa.Table, tables: Tables, among: pa.Array | None) -> pa.Table:
+    """A joined table with a column for each pixel scorer that judged any of its pictures, null where it did not."""
+    for name, scorer in PIXEL_SCORERS.items():
+        asked = {"scorer": pa.repeat(scorer.id, table.num_rows), "text": pa.repeat("", table.num_rows)}
+        values = Scores(tables, {scorer.id}, among).column(pa.table({"image_id": table["image_id"], **asked}))
+        if values.null_count < len(values):
+            table = table.append_column(name, values)
     return table
 
 
@@ -57,15 +69,20 @@ def best(tables: Tables, study: str, count: int) -> pa.Table:
 
     The scores are looked through alone; of the rest only what belongs to the best of them is read.
     """
-    scorers = tables.read("trials", ["scorer"], pc.field("study") == study)["scorer"].unique()
-    scores = tables.read("scores", ["image_id", "value"], pc.field("scorer").isin(scorers))
-    reach = 2 * count
+    scorers = tables.counts("trials", "scorer", pc.field("study") == study)
+    of_these = pc.field("scorer").isin(pa.array(list(scorers), pa.string()))
+    values = tables.read("scores", ["value"], of_these)["value"].to_numpy()
+    others = len(values) / max(1, sum(scorers.values()))  # scores for each of this study's
+    reach = count if others <= 1 else math.ceil(1.5 * others * count)
     while True:
-        order = pc.select_k_unstable(scores, min(reach, scores.num_rows), [("value", "descending")])
-        found = joined(tables, study, False, scores["image_id"].take(order).unique())
-        if found.num_rows - found["value"].null_count >= count or reach >= scores.num_rows:
+        least = float(np.partition(values, -reach)[-reach]) if reach < len(values) else -np.inf
+        ids = tables.read("scores", ["image_id"], of_these & (pc.field("value") >= least))["image_id"]
+        found = joined(tables, study, False, ids.unique())
+        # A row with less may have a better one outside: its image is here for another text, or another study.
+        enough = pc.sum(pc.greater_equal(found["value"], least)).as_py() or 0
+        if enough >= count or reach >= len(values):
             return found
-        reach *= 8  # other studies, other texts: look further down
+        reach *= 8
 
 
 def _holding(trials: pa.Table) -> npt.NDArray[np.int64]:
@@ -81,10 +98,3 @@ def _holding(trials: pa.Table) -> npt.NDArray[np.int64]:
     new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     held: npt.NDArray[np.int64] = np.sort(order[new])
     return held
-
-
-def distinct(rows: pa.Table) -> pa.Table:
-    """The rows of `images` with one for each image: the first picture, or where there is none the first failure."""
-    drawn_first = np.argsort(pc.not_equal(rows["status"], "ok").to_numpy(), kind="stable")
-    chosen = drawn_first[firsts(keys(rows["image_id"].take(pa.array(drawn_first))))]
-    return rows.take(pa.array(np.sort(chosen)))

@@ -10,11 +10,14 @@ import pyarrow as pa
 Keys = npt.NDArray[np.uint64]
 """128 bits for each row, of shape (rows, 2)."""
 
+NO_KEYS: Keys = np.empty((0, 2), np.uint64)
+
 
 def keys(ids: pa.ChunkedArray, *texts: pa.ChunkedArray) -> Keys:
     """The key of each row: of its image_id, or of its image_id together with texts. Nothing is null."""
-    empty = np.empty((0, 2), np.uint64)
-    found = np.concatenate([empty, *map(_id_words, ids.chunks)])  # piece by piece, which takes little memory
+    found = np.concatenate(
+        [NO_KEYS, *map(_id_words, ids.chunks)]
+    )  # piece by piece, which takes little memory
     for number, column in enumerate(texts, 1):
         words = (
             column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()

@@ -3,11 +3,15 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.catalog.schema import REPEATED, SCHEMAS
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 PLACES_KEY = b"latentsweep_pictures"
 """Of a part's own metadata: the byte offset and length of each row's picture in the file, as JSON."""
@@ -27,17 +31,17 @@ NAMES = {"image_id", "study", "scorer"}
 """Texts that are asked for by name. Others may be long, and their least and greatest would stand in every page."""
 
 
-def encode(table: str, data: pa.Table) -> pa.Buffer:
-    """Rows as the content of a part file.
+def encode(table: str, data: pa.Table) -> list[bytes]:
+    """Rows as the content of a part file, in pieces.
 
     Pictures are compressed already and stored as they are, so that their bytes stand in the file one after the
     other; where, is noted in its metadata. Statistics go where they let a reader skip row groups.
     """
     schema = SCHEMAS[table]
     leaves = [f"{name}.path" if name == "image" else name for name in schema.names]
-    file = io.BytesIO()
+    sink = _Pieces()
     writer = pq.ParquetWriter(
-        file,
+        sink,
         schema,
         compression={**dict.fromkeys(leaves, "zstd"), PICTURE: "none"},
         use_dictionary=[name for name in leaves if name in REPEATED],
@@ -47,10 +51,25 @@ def encode(table: str, data: pa.Table) -> pa.Buffer:
     )
     writer.write_table(data, row_group_size=group_rows(data))
     if table == "images":
-        pictures = [image and image["bytes"] for image in data["image"].to_pylist()]
-        writer.add_key_value_metadata({PLACES_KEY: json.dumps(_places(file.getvalue(), pictures))})
+        writer.add_key_value_metadata({PLACES_KEY: json.dumps(_places(sink.pieces, data["image"]))})
     writer.close()
-    return pa.py_buffer(file.getbuffer())
+    return sink.pieces
+
+
+class _Pieces(io.RawIOBase):
+    """A file in memory that keeps what is written as it comes, of which a page of pictures is one piece."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, piece: "ReadableBuffer") -> int:
+        """Keep a piece."""
+        self.pieces.append(bytes(piece))
+        return len(self.pieces[-1])
 
 
 def group_rows(data: pa.Table) -> int:
@@ -67,19 +86,27 @@ def picture_places(metadata: Mapping[bytes, bytes] | None) -> Sequence[tuple[int
     return json.loads(noted) if noted else None
 
 
-def _places(content: bytes, pictures: Sequence[bytes | None]) -> Sequence[tuple[int, int] | None] | None:
-    """Where pictures stand in a file, in their order; None where one does not."""
+def _places(pieces: Sequence[bytes], images: pa.ChunkedArray) -> Sequence[tuple[int, int] | None] | None:
+    """Where pictures stand in a file, in their order, each whole in one of its pieces; None where one does not."""
     places: list[tuple[int, int] | None] = []
-    at = 0
-    for picture in pictures:
+    number = begin = at = 0  # the piece, where it begins in the file, and how far it has been looked through
+    for picture in (value.as_buffer() for chunk in images.chunks for value in chunk.flatten()[0]):
         if picture is None:
             places.append(None)
             continue
-        at = content.find(picture[:64], at)
-        while at >= 0 and not content.startswith(picture, at):
-            at = content.find(picture[:64], at + 1)
-        if at < 0:
+        while number < len(pieces) and (found := _find(picture, pieces[number], at)) < 0:
+            begin, number, at = begin + len(pieces[number]), number + 1, 0
+        if number == len(pieces):
             return None
-        places.append((at, len(picture)))
-        at += len(picture)
+        places.append((begin + found, picture.size))
+        at = found + picture.size
     return places
+
+
+def _find(picture: pa.Buffer, piece: bytes, at: int) -> int:
+    """Where a picture stands in a piece, from some byte on; -1 where it does not."""
+    beginning, whole = picture.slice(0, 64).to_pybytes(), pa.py_buffer(piece)
+    at = piece.find(beginning, at)
+    while at >= 0 and not whole.slice(at, picture.size).equals(picture):
+        at = piece.find(beginning, at + 1)
+    return at

@@ -54,7 +54,11 @@ class ParquetCatalog:
                 scores[name] = value
         if scores.keys() >= self._study.scorers.keys():
             return Scored(scores)
-        return Unscored(PngPicture(self._tables.png(image_id)), seconds)
+        try:
+            return Unscored(PngPicture(self._tables.png(image_id)), seconds)
+        except KeyError:  # a repair, or a removal on another machine, has taken it away since
+            self._images.forget(image_id)
+            return None
 
     def _value(self, scorer: str, image_id: str, text: str) -> float | None:
         found = self._new_scores.get((scorer, image_id, text))
@@ -68,10 +72,7 @@ class ParquetCatalog:
         images = [
             item for item in done if _belongs_in_images(item) and item.request.image_id not in self._images
         ]
-        self._tables.append(
-            "images",
-            [image_row(item, self._study, item.picture.png() if item.picture else None) for item in images],
-        )
+        self._tables.append("images", [image_row(item, self._study) for item in images])
         for item in images:
             self._images.add(item)
         scores = {_score_key(row): row for item in done for row in score_rows(item, self._study)}
@@ -89,8 +90,9 @@ class _Made:
     """Every image_id that need not be made: drawn, or known to be infeasible."""
 
     def __init__(self, tables: Tables) -> None:
-        drawn = tables.read("images", ["image_id", "seconds_generate"], pc.field("status") == "ok")
-        self._index = Index(keys(drawn["image_id"]))
+        ids, drawn = tables.read_keys("images", [], ["seconds_generate"], pc.field("status") == "ok")
+        self._gone: set[str] = set()
+        self._index = Index(ids)
         self._seconds = drawn["seconds_generate"].to_numpy()
         failed = tables.read("images", ["image_id", "reason"], pc.field("status") == "infeasible").to_pylist()
         self.infeasible = {
@@ -102,7 +104,12 @@ class _Made:
         return image_id in self.new or image_id in self.infeasible or self._drawn(str(image_id))
 
     def _drawn(self, image_id: str) -> bool:
-        return self._index.row(key(image_id)) is not None
+        return self._index.row(key(image_id)) is not None and image_id not in self._gone
+
+    def forget(self, image_id: str) -> None:
+        """One that is not there any more."""
+        self.new.pop(image_id, None)
+        self._gone.add(image_id)
 
     def add(self, item: Done) -> None:
         """One more."""
@@ -129,12 +136,12 @@ class Scores:
     def __init__(self, tables: Tables, scorers: Set[str], among: pa.Array | None = None) -> None:
         """`among` are the only image_ids of interest."""
         wanted = pc.field("scorer").isin(pa.array(sorted(scorers), pa.string()))
-        columns = ["scorer", "image_id", "text", "value"]
         if among is None:
-            rows = tables.read("scores", columns, wanted)
+            found, rows = tables.read_keys("scores", ["scorer", "text"], ["value"], wanted)
         else:
-            rows = tables.read_ids("scores", columns, among, wanted)
-        self._index = Index(keys(rows["image_id"], rows["scorer"], rows["text"]))
+            rows = tables.read_ids("scores", ["scorer", "image_id", "text", "value"], among, wanted)
+            found = keys(rows["image_id"], rows["scorer"], rows["text"])
+        self._index = Index(found)
         self._values: npt.NDArray[np.float64] = rows["value"].to_numpy()
 
     def of(self, scorer: str, image_id: str, text: str) -> float | None:

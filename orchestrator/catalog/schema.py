@@ -92,6 +92,13 @@ _TRIAL_COLUMNS: Mapping[str, pa.DataType] = {
     "time": _TIME,
 }
 
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "images": ("image_id", "image", "status"),
+    "scores": ("image_id", "scorer", "text", "value"),
+    "trials": ("study", "trial", "instance", "image_id", "role", "state", "settings", "scorer", "text"),
+}
+"""Columns without which a file is no part of a table; the others may be of a later version, and are null then."""
+
 REPEATED = frozenset(
     {"status", "reason", "model", "revision", "task", "pipeline", "dtype", "prompt", *SETTING_COLUMNS}
     | {"other_settings", "effective_steps", "unet_calls", "width", "height", "input_image", "input_mask"}
@@ -133,14 +140,43 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 }
 
 
+ENCODED: Mapping[str, pa.Schema] = {
+    table: pa.schema(
+        [
+            field.with_type(pa.dictionary(pa.int32(), pa.string()))
+            if field.name in REPEATED and pa.types.is_string(field.type)
+            else field
+            for field in schema
+        ]
+    )
+    for table, schema in SCHEMAS.items()
+}
+"""The tables as they lie in their files: texts that repeat are numbers into a dictionary."""
+
+
+def foreign(table: str, schema: pa.Schema) -> str | None:
+    """Why a file of some schema is no part of a table; None where it is one."""
+    missing = [name for name in NEEDED[table] if name not in schema.names]
+    if missing:
+        return f"it has no column {missing[0]}"
+    for field, encoded in zip(SCHEMAS[table], ENCODED[table], strict=True):
+        if field.name in schema.names and schema.field(field.name).type not in (field.type, encoded.type):
+            return f"its column {field.name} is {schema.field(field.name).type}, not {field.type}"
+    return None
+
+
 @cache
 def version(package: str) -> str:
     """The version of an installed package; to read it takes a millisecond, and every row names two."""
     return metadata.version(package)
 
 
-def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
-    """A finished request as a row of `images`."""
+def image_row(done: Done, study: Study) -> dict[str, object]:
+    """A finished request as a row of `images`; its picture is hashed here where its worker has not done so."""
+    png = done.picture.png() if done.picture else None
+    sha256 = done.provenance.sha256
+    if png is not None and sha256 is None:
+        sha256 = hashlib.sha256(png).hexdigest()
     request, model = done.request, study.model
     settings = dict(request.settings)
     size = done.provenance.width, done.provenance.height
@@ -149,7 +185,7 @@ def image_row(done: Done, study: Study, png: bytes | None) -> dict[str, object]:
     return {
         "image_id": request.image_id,
         "image": None if png is None else {"bytes": png, "path": f"{request.image_id}{suffix(png)}"},
-        "sha256": None if png is None else hashlib.sha256(png).hexdigest(),
+        "sha256": sha256 if png is not None else None,
         "file_bytes": None if png is None else len(png),
         "status": failed.kind if failed else "ok",
         "reason": failed.reason if failed else None,

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -14,15 +15,16 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from orchestrator.catalog.ids import Index, key, keys
+from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
 from orchestrator.catalog.layout import encode, picture_places
-from orchestrator.catalog.schema import SCHEMA_VERSION, SCHEMAS, VERSION_KEY
+from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
 from search_spaces.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,12 @@ TRIES = 8
 
 READERS = 16
 """Threads that read the ends of new part files on a store, which answers many questions in the time of one."""
+
+PART = re.compile(r"part-(\d+)-[0-9a-f]+\.parquet")
+"""A part file's name: the nanosecond by which parts are ordered, and what keeps two of one moment apart."""
+
+UNREADABLE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What reading a file's damaged bytes may raise, and what a filesystem that fails does."""
 
 FLAT = {"s3", "gcs", "abfs"}
 """Filesystems without folders, which need not be made, and where an object is there whole or not at all."""
@@ -67,6 +75,10 @@ def open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
 def first_line(error: BaseException) -> str:
     """An error's text for a sentence."""
     return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+class DamagedPartError(OSError):
+    """A part file that cannot be read in full; the text is a whole sentence."""
 
 
 class Tables:
@@ -117,8 +129,8 @@ class Tables:
                 self._filesystem.create_dir(folder, recursive=True)
             stream = self._filesystem.open_output_stream(f"{folder}/{name}")
             stream.write(
-                content
-            )  # one whole object: closed, and with that there, only after all of it was taken
+                b"".join(content)
+            )  # one whole object: closed, and with that there, only after all of it was
             stream.close()
         return f"{folder}/{name}"
 
@@ -165,35 +177,94 @@ class Tables:
         self, table: str, columns: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> pa.Table:
         """Rows of a table, in the order they were written; empty where nothing was written yet."""
-        names = list(columns) if columns else None
-        return self._ask(table, lambda parts: _dataset(table, parts).to_table(columns=names, filter=where))
+        names = list(columns) if columns else SCHEMAS[table].names
+        if where is None:
+            return self._ask(table, lambda parts: _dataset(table, parts).to_table(names))
+        rows = self._ask(table, lambda parts: _dataset(table, parts, ENCODED).to_table(names, filter=where))
+        return _decoded(table, rows)
+
+    def counts(self, table: str, column: str, where: pc.Expression | None = None) -> dict[str, int]:
+        """How many rows have each text of a column."""
+        rows = self._ask(
+            table, lambda parts: _dataset(table, parts, ENCODED).to_table([column], filter=where)
+        )
+        counted = pc.value_counts(rows.unify_dictionaries()[column])
+        return {each["values"]: each["counts"] for each in counted.to_pylist()}
+
+    def read_keys(
+        self, table: str, texts: Sequence[str], columns: Sequence[str], where: pc.Expression
+    ) -> tuple[Keys, pa.Table]:
+        """The key of each row, of its image_id together with texts, and some other columns.
+
+        Batch by batch, so that a million ids, which are most of what there is to read, are never all there as text.
+        """
+        names = ["image_id", *texts, *columns]
+        rest = pa.schema([SCHEMAS[table].field(name) for name in columns])
+
+        def collect(parts: Mapping[str, ds.ParquetFileFragment]) -> tuple[Keys, pa.Table]:
+            found, others = [NO_KEYS], []
+            for batch in _dataset(table, parts, ENCODED).to_batches(columns=names, filter=where):
+                asked = pa.Table.from_batches([batch])
+                found.append(keys(asked["image_id"], *(asked[name] for name in texts)))
+                others.append(asked.select(list(columns)).cast(rest))
+            return np.concatenate(found), pa.concat_tables([rest.empty_table(), *others])
+
+        return self._ask(table, collect)
 
     def read_ids(
         self, table: str, columns: Sequence[str], image_ids: pa.Array, where: pc.Expression | None = None
     ) -> pa.Table:
-        """Rows by image_id: of the columns no more is read than the row groups that have one of them."""
-        wanted = pc.field("image_id").isin(image_ids)
+        """Rows by image_id, which a condition on these columns holds for.
+
+        Of the columns no more is read than the row groups that have one of the ids.
+        """
 
         def rows(parts: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
-            some = {}
-            for path, ids in _each(table, parts, ["image_id"]).items():
-                hits = np.flatnonzero(pc.is_in(ids["image_id"], image_ids).to_numpy())
-                metadata = parts[path].metadata
-                ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
-                if len(hits):
-                    groups = np.unique(np.searchsorted(ends, hits, "right")).tolist()
-                    some[path] = parts[path].subset(row_group_ids=groups)
-            condition = wanted if where is None else wanted & where
-            return _dataset(table, some).to_table(list(columns), filter=condition)
+            ids = _dataset(table, parts).to_table(["image_id"])["image_id"]
+            hits = np.flatnonzero(pc.is_in(ids, image_ids).to_numpy())
+            groups = _groups(parts)
+            sizes = np.array([size for _, _, size in groups], np.int64)
+            ends = np.cumsum(sizes)
+            of = np.searchsorted(ends, hits, "right")
+            chosen, place = np.unique(of, return_inverse=True)
+            some: dict[str, list[int]] = {}
+            for path, group, _ in (groups[number] for number in chosen):
+                some.setdefault(path, []).append(group)
+            fragments = {path: parts[path].subset(row_group_ids=numbers) for path, numbers in some.items()}
+            starts = (
+                np.cumsum(sizes[chosen]) - sizes[chosen]
+            )  # of the groups that are read, one after the other
+            return _taken(
+                _dataset(table, fragments, ENCODED).scanner(list(columns)),
+                starts[place] + hits - (ends - sizes)[of],
+            )
 
-        return self._ask(table, rows)
+        found = _decoded(table, self._ask(table, rows))
+        return found if where is None else found.filter(where)
 
     def read_part(self, table: str, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of one part file. Raises FileNotFoundError where it is gone, OSError where it cannot be read."""
+        """The rows of one part file.
+
+        Raises FileNotFoundError where it is gone, DamagedPartError where it proves to be damaged, OSError where the
+        filesystem fails.
+        """
         parts = self.parts(table)
         if path not in parts:
             raise FileNotFoundError(2, "the part file is gone", path)
-        return _dataset(table, {path: parts[path]}).to_table(list(columns) if columns else None)
+
+        def rows(some: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
+            return _dataset(table, some).to_table(list(columns) if columns else None)
+
+        try:
+            return rows({path: parts[path]})
+        except FileNotFoundError:
+            self._parts.pop(path, None)
+            raise
+        except UNREADABLE:
+            self._look_for_damage(path, parts[path], rows)
+            if path not in self.skipped:
+                raise
+            raise DamagedPartError(_sentence(path, self.skipped[path])) from None
 
     def png(self, image_id: str) -> bytes:
         """One picture as it is stored, without a look at its neighbours.
@@ -289,7 +360,7 @@ class Tables:
 
     def _checked(self, info: pafs.FileInfo) -> ds.ParquetFileFragment | None:
         """A file as a part of a table; None, with the reason noted, where it is none."""
-        if info.type != pafs.FileType.File or not info.base_name.endswith(".parquet"):
+        if info.type != pafs.FileType.File or not PART.fullmatch(info.base_name):
             self._skip(info.path, "is no part file")
             return None
         fragment = _FORMAT.make_fragment(info.path, self._filesystem)
@@ -297,14 +368,14 @@ class Tables:
             fragment.ensure_complete_metadata()
         except FileNotFoundError:
             return None
-        except (OSError, pa.ArrowInvalid) as error:
+        except UNREADABLE as error:
             problem = self._damage(info.path)
             if problem is None:
                 raise
             self._skip(info.path, f"is truncated or no Parquet file ({problem or first_line(error)})")
             return None
         version = (fragment.metadata.metadata or {}).get(VERSION_KEY)
-        if version is None or not version.isdigit() or "image_id" not in fragment.physical_schema.names:
+        if version is None or not version.isdigit():
             self._skip(info.path, "is a Parquet file of something else")
             return None
         if int(version) > SCHEMA_VERSION:
@@ -312,6 +383,11 @@ class Tables:
                 f"{info.path} was written by a newer version of latentsweep (schema {int(version)}, this one reads "
                 f"up to {SCHEMA_VERSION}); use that version, or another --root"
             )
+        table = info.path.split("/")[-2]
+        strange = foreign(table, fragment.physical_schema)
+        if strange:
+            self._skip(info.path, f"is no part of {table} ({strange})")
+            return None
         return fragment
 
     def _damage(self, path: str) -> str | None:
@@ -320,7 +396,7 @@ class Tables:
             content = file.read_buffer()
         try:
             pq.read_table(pa.BufferReader(content))
-        except (OSError, pa.ArrowInvalid) as error:
+        except UNREADABLE as error:
             return first_line(error)
         return None
 
@@ -342,7 +418,7 @@ class Tables:
                 return question(parts)
             except FileNotFoundError:  # compacted meanwhile
                 self._parts.clear()
-            except (OSError, pa.ArrowInvalid):
+            except UNREADABLE:
                 for path, fragment in parts.items():
                     self._look_for_damage(path, fragment, question)
                 if not self.skipped.keys() & parts.keys():
@@ -359,7 +435,7 @@ class Tables:
             question({path: fragment})
         except FileNotFoundError:
             return
-        except (OSError, pa.ArrowInvalid):
+        except UNREADABLE:
             problem = self._damage(path)
             if problem is not None:
                 self._skip(path, f"is damaged ({problem})")
@@ -399,14 +475,46 @@ class _Pictures:
         return sorted(there, key=lambda image_id: self.place(image_id))
 
 
-_FORMAT = ds.ParquetFileFormat()
+_FORMAT = ds.ParquetFileFormat(
+    dictionary_columns={
+        field.name for schema in ENCODED.values() for field in schema if pa.types.is_dictionary(field.type)
+    }
+)
 
 
-def _dataset(table: str, parts: Mapping[str, ds.ParquetFileFragment]) -> ds.Dataset:
+def _dataset(
+    table: str, parts: Mapping[str, ds.ParquetFileFragment], schemas: Mapping[str, pa.Schema] = SCHEMAS
+) -> ds.Dataset:
     if not parts:
-        return ds.dataset(SCHEMAS[table].empty_table())
+        return ds.dataset(schemas[table].empty_table())
     fragments = list(parts.values())
-    return ds.FileSystemDataset(fragments, SCHEMAS[table], _FORMAT, fragments[0].filesystem)
+    return ds.FileSystemDataset(fragments, schemas[table], _FORMAT, fragments[0].filesystem)
+
+
+def _taken(scanner: ds.Scanner, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Some rows, ascending, of what is read, and no more of it in memory than a few batches."""
+    taken, at = [scanner.projected_schema.empty_table()], 0
+    for batch in scanner.to_batches():
+        inside = rows[np.searchsorted(rows, at) : np.searchsorted(rows, at + batch.num_rows)]
+        if len(inside):
+            taken.append(pa.Table.from_batches([batch.take(pa.array(inside - at))]))
+        at += batch.num_rows
+    return pa.concat_tables(taken)
+
+
+def _decoded(table: str, rows: pa.Table) -> pa.Table:
+    """Rows that were read as they lie, as what the table's schema says."""
+    fields = [SCHEMAS[table].field(name) for name in rows.column_names]
+    return rows.cast(pa.schema(fields, SCHEMAS[table].metadata))
+
+
+def _groups(parts: Mapping[str, ds.ParquetFileFragment]) -> list[tuple[str, int, int]]:
+    """Every row group as (part file, number in it, rows), in the order in which rows are read."""
+    return [
+        (path, number, part.metadata.row_group(number).num_rows)
+        for path, part in parts.items()
+        for number in range(part.metadata.num_row_groups)
+    ]
 
 
 def _each(
@@ -417,8 +525,10 @@ def _each(
 
 
 def _moment(path: str) -> str:
-    """The nanosecond in a part file's name, by which the parts are ordered."""
-    return path.rpartition("/")[2].split("-")[1]
+    """The nanosecond in a part file's name."""
+    named = PART.fullmatch(path.rpartition("/")[2])
+    assert named is not None, path
+    return named[1]
 
 
 @cache  # which names a file once, however many readers meet it
@@ -430,12 +540,12 @@ def _sentence(path: str, why: str) -> str:
     return f"{path} {why}; it is skipped, and `latentsweep catalog repair` moves it out of the way"
 
 
-def _write_aside(content: pa.Buffer, folder: Path, name: str) -> None:
+def _write_aside(content: Sequence[bytes], folder: Path, name: str) -> None:
     """Write under a hidden name, fsync, rename, fsync the folder: a reader never sees half a file."""
     aside = folder / f".{name}.tmp"
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         aside.rename(folder / name)

@@ -5,7 +5,8 @@ killed in between leaves rows twice, never none; who reads sees one of them.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,10 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.catalog.frames import distinct
 from orchestrator.catalog.ids import firsts, keys
 from orchestrator.catalog.schema import SCHEMAS
-from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.tables import DamagedPartError, Tables
 
 TARGET_BYTES = 128 * 2**20
 """Of a merged part file: large enough for a million pictures in 2,000 files, small enough to merge in memory."""
@@ -92,7 +92,10 @@ def check(tables: Tables) -> Health:
         ]
         health.mergeable += sum(len(group) for group in _groups(tables, table))
     for path in tables.parts("images"):
-        wrong = [image_id for image_id, good in _pictures_of(tables, path) if not good]
+        try:
+            wrong = [image_id for image_id, good in _pictures_of(tables, path) if not good]
+        except DamagedPartError:
+            continue  # which is among those skipped
         if wrong:
             health.wrong[path] = wrong
     health.unreadable = dict(tables.skipped)
@@ -130,18 +133,20 @@ def _is_whole(picture: bytes, sha256: str | None) -> bool:
 def compact(tables: Tables, target: int = TARGET_BYTES) -> dict[str, tuple[int, int, int]]:
     """Merge runs of small part files, of rows that are there twice keeping one; table → (files, into, bytes).
 
-    Others may write and read meanwhile, and compact too.
+    Others may write and read meanwhile, and compact too. A damaged file is named and left with its neighbours.
     """
     done: dict[str, tuple[int, int, int]] = {}
     for table in SCHEMAS:
-        files = into = size = 0
+        superseded = _superseded(tables, table)
+        for path in superseded:
+            tables.remove(path)
+        files, into, size = len(superseded), 0, 0
         for group in _groups(tables, table, target):
             try:
                 rows = pa.concat_tables([tables.read_part(table, path) for path in group])
-            except FileNotFoundError:
+            except (FileNotFoundError, DamagedPartError):
                 continue  # somebody else has merged them
-            kept = distinct(rows) if table == "images" else rows.take(pa.array(_first_rows(table, rows)))
-            tables.write(table, kept, at=group[0])
+            tables.write(table, rows.take(pa.array(_first_rows(table, rows))), at=group[0])
             for path in group:
                 tables.remove(path)
             files, into, size = files + len(group), into + 1, size + rows.nbytes
@@ -164,14 +169,44 @@ def _groups(tables: Tables, table: str, target: int = TARGET_BYTES) -> list[list
     return [group for group in groups if len(group) > 1]
 
 
+def _superseded(tables: Tables, table: str) -> list[str]:
+    """Part files of which every row is in larger ones too: what a compaction that was killed has left.
+
+    Who is larger, or of one size and earlier by name, is the same for whoever asks, so that no two of several
+    compactions at once each remove what the other relies on.
+    """
+    parts = {}
+    for path in tables.parts(table):
+        with suppress(FileNotFoundError, DamagedPartError):
+            parts[path] = tables.read_part(table, path, ["image_id", *DISTINCT[table], *STATUS[table]])
+    paths = sorted(parts, key=lambda path: (-parts[path].num_rows, path))
+    if not paths:
+        return []
+    of = np.repeat(np.arange(len(paths)), [parts[path].num_rows for path in paths])
+    needed = set(of[_first_rows(table, pa.concat_tables([parts[path] for path in paths]))].tolist())
+    return [path for number, path in enumerate(paths) if number not in needed]
+
+
+DISTINCT: Mapping[str, Sequence[str]] = {
+    "images": [],
+    "scores": ["scorer", "text"],
+    "trials": ["study", "trial", "instance", "role", "state", "after", "scorer", "text"],
+}
+"""Columns by which, with image_id, the rows of a table differ that say different things."""
+
+STATUS: Mapping[str, Sequence[str]] = {"images": ["status"], "scores": [], "trials": []}
+"""A column by which of two rows one goes before the other: a picture before a failure."""
+
+
 def _first_rows(table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
-    """The rows of a table that say what none before them says."""
-    names = {
-        "images": [],
-        "scores": ["scorer", "text"],
-        "trials": ["study", "trial", "instance", "role", "state", "after", "scorer", "text"],
-    }[table]
-    return firsts(keys(rows["image_id"], *(pc.fill_null(rows[name].cast(pa.string()), "") for name in names)))
+    """The rows of a table that say what none before them says, ascending; of an image, its first picture."""
+    order = np.arange(rows.num_rows)
+    for name in STATUS[table]:
+        order = np.argsort(pc.not_equal(rows[name], "ok").to_numpy(), kind="stable")
+    said = [pc.fill_null(rows[name].cast(pa.string()), "") for name in DISTINCT[table]]
+    of = keys(rows["image_id"], *said)[order]
+    chosen: npt.NDArray[np.int64] = np.sort(order[firsts(of)])
+    return chosen
 
 
 def repair(tables: Tables) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestrator.report.results import Results, TrialResult
-from search_spaces.estimates import Estimate, estimate, paired_difference
+from search_spaces.estimates import Estimate, doubted_gain, estimate, paired_difference
 from search_spaces.requests import Settings, Value
 
 STEPS = "num_inference_steps"
@@ -137,7 +137,7 @@ def left_early(results: Results, leader: TrialResult) -> Left:
 
 @dataclass(frozen=True)
 class Validated:
-    """A trial on all fresh instances: its score, and its paired difference from the baseline's, if validated."""
+    """A trial on all fresh instances: its score, and its doubted gain over the baseline's, if that is validated."""
 
     trial: TrialResult
     score: Estimate
@@ -157,7 +157,7 @@ def validation(results: Results) -> tuple[Validated, ...]:
         Validated(
             trial,
             estimate(scores[trial.number]),
-            paired_difference(scores[trial.number], baseline)
+            doubted_gain(scores[trial.number], baseline)
             if baseline is not None and trial.number != results.baseline
             else None,
         )

@@ -44,12 +44,6 @@ LOOKS_TELL = 0.97
 What single looks err in comes out in the mean of many; what a look does a setting out of every time does not.
 """
 
-LOOKS_ERR_ALIKE = 1 / 6
-"""Share of a look's squared error that is its setting's, the same on all instances, as measured on the score table.
-
-After an eighth and a quarter of the calls 0.18 and 0.16, after half of them 0.06.
-"""
-
 LOOK_RUNGS = (1, 2, 4)
 """Instances of the rungs that look, where they are at most half of all: several looks tell what one does not."""
 
@@ -77,15 +71,11 @@ LOOKS_KEEP = 0.5
 
 @dataclass(frozen=True)
 class Forecast:
-    """Looks after a `share` of the UNet calls, and the line from their scores to final ones.
-
-    `error` is the root of its mean squared error, in points.
-    """
+    """Looks after a `share` of the UNet calls, and the line from their scores to final ones."""
 
     share: float
     intercept: float
     slope: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -280,8 +270,6 @@ class Race:
         mean, covariance = surrogate.values(known, np.array([self._rows[trial.number] for trial in alive]))
         if rung.own and len(rung.own) < len(self._rows) and surrogate.foretells < SCOUTS_TELL:
             return list(alive)
-        if rung.forecast:
-            covariance = covariance + LOOKS_ERR_ALIKE * rung.forecast.error**2 * np.eye(len(alive))
         instances = self._rungs[-1].instances
         loss = WORTH * surrogate.unsure(instances)
         least = math.ceil(FINALISTS * instances / (2 * rung.instances))
@@ -518,8 +506,7 @@ class Halving:
         if len(pairs) < PILOTS // 2:
             return None
         intercept, slope, correlation = line(pairs)
-        error = math.sqrt(sum((score - intercept - slope * look) ** 2 for look, score in pairs) / len(pairs))
-        return Forecast(share, intercept, slope, error) if correlation >= LOOKS_TELL else None
+        return Forecast(share, intercept, slope) if correlation >= LOOKS_TELL else None
 
 
 def _pairs(rung: Rung, trials: Iterable[Trial]) -> list[tuple[Trial, int]]:

@@ -17,12 +17,12 @@ smallest share from which on it is. NaN: never. Also at that cost: `regret_over_
 `grid_winner_found_NAME`. The best of 285 noisy means flatters itself, in every replay anew, so that the first of
 them is a harsh one even for the grid; `winner_within_1_pool_NAME` takes means over all 80 seeds instead.
 
-`interval_coverage`: how often the 95 % interval of (winner − the model's defaults) on 16 fresh seeds covers the
-truth; they are drawn from the 64 with replacement, so that the mean over the 64 is exactly the truth.
-`interval_coverage_unvalidated`: the same on the seeds by which the winner was chosen (against the 64's mean, which
-errs itself). `false_tie_validated`: where winner and defaults are truly more than 1 point apart, how often that
-validation calls a tie. `false_ties_NAME`: of the trials that the report of a search calls tied with its winner, the
-share that is truly more than 1 point away.
+`interval_coverage`: how often the report's 95 % interval of (winner − the model's defaults) on 16 fresh seeds covers
+the truth, `interval_coverage_undoubted` the same of a plain t-interval; the seeds are drawn from the 64 with
+replacement, so that the mean over the 64 is exactly the truth. `interval_coverage_unvalidated`: a plain one on the
+seeds by which the winner was chosen (against the 64's mean, which errs itself). `false_tie_validated`: where winner
+and defaults are truly more than 1 point apart, how often that validation calls a tie. `false_ties_NAME`: of the
+trials that the report of a search calls tied with its winner, the share that is truly more than 1 point away.
 
 `--tune` measures instead how many trials a second the loop itself manages (`tests.bench.trial_rate`).
 """
@@ -44,7 +44,7 @@ import numpy.typing as npt
 
 from orchestrator.wiring import make_strategy
 from search_spaces.domains import Choices
-from search_spaces.estimates import paired_difference
+from search_spaces.estimates import doubted_gain, paired_difference
 from search_spaces.requests import Settings
 from search_spaces.strategies import Strategy
 from search_spaces.strategies.staged import Refine
@@ -293,6 +293,7 @@ def validation_figures(table: ScoreTable, known: Truth, winners: Sequence[Ints])
     """How far the interval of (winner − the model's defaults) is to be trusted."""
     draw, baseline = np.random.default_rng(1), baseline_row(table)
     covered, unvalidated, called = list[bool](), list[bool](), list[bool]()
+    undoubted = list[bool]()
     for rows in winners:
         for row, seen in zip(rows, known.splits, strict=False):
             if row < 0 or row == baseline:
@@ -303,14 +304,17 @@ def validation_figures(table: ScoreTable, known: Truth, winners: Sequence[Ints])
             unvalidated.append(abs(own.mean - true) <= (own.half_width or 0.0))
             for _ in range(VALIDATIONS):
                 fresh = draw.choice(seen.truth, VALIDATION_SEEDS)
-                interval = paired_difference(
+                interval = doubted_gain(
                     table.scores[row, fresh].tolist(), table.scores[baseline, fresh].tolist()
                 )
                 covered.append(abs(interval.mean - true) <= (interval.half_width or 0.0))
+                plain = paired_difference(gains[fresh].tolist(), [0.0] * len(fresh))
+                undoubted.append(abs(plain.mean - true) <= (plain.half_width or 0.0))
                 if abs(true) > CLOSE:
                     called.append(bool(interval.includes_zero))
     return {
         "interval_coverage": _mean(covered),
+        "interval_coverage_undoubted": _mean(undoubted),
         "interval_coverage_unvalidated": _mean(unvalidated),
         "false_tie_validated": _mean(called),
     }

@@ -279,7 +279,8 @@ class TestFigures:
     def test_intervals_cover_and_ties_are_counted(self) -> None:
         known = search.truth(TABLE, 100)
         told = search.validation_figures(TABLE, known, [known.grid])
-        assert 0.9 < told["interval_coverage"] < 0.98
+        assert 0.9 < told["interval_coverage_undoubted"] < 0.98
+        assert told["interval_coverage_undoubted"] <= told["interval_coverage"]
         assert told["false_tie_validated"] < 0.2
         assert 0 <= search.false_ties(TABLE, known, search.whole_grid(TABLE, known)[:100]) <= 1
 

@@ -20,11 +20,13 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from orchestrator import api, wiring
+from orchestrator.catalog.parquet import past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
 from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
+from search_spaces.requests import ImageRequest
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -132,6 +134,32 @@ def test_stored_images_are_scored_against_another_text_on_the_same_pool(finished
     assert (found.scored, found.known, found.failed) == (count, 0, [])
     assert api.score("dragon", text="a cat", root=root).known == count
     assert api.score("dragon", scorer="toyworld", root=root).known == count, "its own scorer, by its name"
+
+
+def test_stored_images_are_scored_by_their_pixels_too(finished: Finished) -> None:
+    from workers.png import decode_png
+    from workers.scoring.preservation import PreservationScorer
+
+    _, root, result = finished
+    count = result.progress.generated
+    assert "preservation_psnr" not in api.frame("dragon", root, pictures=False).column_names
+    found = api.score("dragon", scorer="preservation_psnr", root=root)
+    assert (found.scored, found.known, found.failed) == (count, 0, [])
+    assert api.score("dragon", scorer="preservation_psnr", root=root).known == count
+    inputs = {each.stem: decode_png(each.read_bytes()) for each in (result.folder / "inputs").glob("*.png")}
+    scorer = PreservationScorer(inputs)
+    rows = api.frame("dragon", root).to_pylist()
+    for row in rows:
+        request = ImageRequest(row["image_id"], {}, "", 0, row["input_image"], row["input_mask"], "")
+        (value,) = scorer.score([Image.open(io.BytesIO(row["image"]["bytes"]))], [request])
+        assert row["preservation_psnr"] == pytest.approx(value)
+    assert len({row["preservation_psnr"] for row in rows}) > 1
+    with pytest.raises(InputError, match="--text: preservation_psnr compares pixels and reads no text"):
+        api.score("dragon", scorer="preservation_psnr", text="a cat", root=root)
+    there = past_trials(Tables(root), "dragon", needed={"preservation_psnr"})
+    assert sum(len(trial.outcomes) for trial in there) == len(rows), (
+        "a study that is bounded by it finds them"
+    )
 
 
 def test_an_image_that_is_not_there(finished: Finished) -> None:
@@ -526,6 +554,7 @@ def test_a_budget_ends_a_study_with_exit_code_3_and_the_same_command_has_no_more
     assert "the search ended early: the budget of 6 images is used up" in first.messages
     again = api.run(path, root)
     assert (again.exit_code, again.progress.generated) == (3, 0)
+    assert not again.was_complete, "there was something left to do"
 
 
 @pytest.mark.parametrize(
@@ -564,3 +593,29 @@ def test_a_pareto_front_of_fidelity_and_time(tmp_path: Path, local_ray: None) ->
     assert set(scores.groupby("image_id")["scorer"].nunique()) == {2}
     assert 1 <= len(front(result.results)) <= 5
     assert api.run(path, root).was_complete
+
+
+@pytest.mark.parametrize(("form", "suffix", "difference"), [("webp", ".webp", 1), ("jpeg", ".jpg", 80)])
+def test_pictures_in_another_format(
+    form: str, suffix: str, difference: int, tmp_path: Path, local_ray: None
+) -> None:
+    """Stored, scored, shown, exported and drawn again as what the study file asks for."""
+    text = STUDY.replace("seeds: 2", f"seeds: 1\nimage_format: {form}")
+    text = text.replace("[2, 4]", "[2]").replace("[0.5, 1, 5]", "[5]").replace("[0.3, 1.0]", "[1.0]")
+    root = str(tmp_path / "runs")
+    result = api.run(study_file(tmp_path, text), root)
+    assert result.exit_code == 0
+    assert result.contact_sheet is not None
+    rows = api.frame("dragon", root).to_pylist()
+    assert len(rows) == 3
+    for row in rows:
+        picture = Image.open(io.BytesIO(row["image"]["bytes"]))
+        assert picture.format == form.upper()
+        assert row["image"]["path"] == row["image_id"] + suffix
+    shown = api.show(rows[0]["image_id"], root)
+    assert (shown.png, shown.name) == (rows[0]["image"]["bytes"], rows[0]["image"]["path"])
+    api.export("dragon", "folder", str(tmp_path / "pictures"), root)
+    stored = {path.name for path in (tmp_path / "pictures").iterdir() if path.suffix != ".json"}
+    assert stored == {row["image"]["path"] for row in rows}
+    assert api.reproduce(rows[0]["image_id"], root).largest <= difference
+    assert api.check(root).is_well

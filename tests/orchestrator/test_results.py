@@ -30,6 +30,7 @@ from search_spaces.objectives import parse_constraint
 from search_spaces.requests import ImageRequest, Scored
 from search_spaces.space import Survey, survey
 from search_spaces.strategies import PastTrial
+from search_spaces.strategies.halving import pictures
 from search_spaces.study import Study
 from search_spaces.study_file import BudgetSpec, SearchSpec
 from tests.orchestrator.studies import fake_worker, small_study
@@ -209,6 +210,14 @@ def test_a_race_is_of_as_many_settings_as_its_budget_lasts_for(
     assert len(whole) >= 3
 
 
+def test_a_race_for_which_a_budget_leaves_only_what_comes_first_is_told(tmp_path: Path) -> None:
+    plan = planned(budgeted(searched("halving"), images=8), tmp_path)
+    assert plan.trials == 1
+    assert any("so that nothing is searched" in sentence for _, sentence in plan_lines(plan))
+    more = planned(budgeted(searched("halving"), images=110), tmp_path)
+    assert not any("so that nothing is searched" in sentence for _, sentence in plan_lines(more))
+
+
 def test_a_race_of_unlike_costs_is_bounded_by_the_costliest() -> None:
     study = searched("halving")
     assert most_race_costs([1] * 30, study)[-1] == image_count(study, 30)
@@ -219,9 +228,55 @@ def test_a_race_of_unlike_costs_is_bounded_by_the_costliest() -> None:
 
 def test_a_race_with_a_budget_of_seconds_may_end_with_nothing_and_its_plan_says_so(tmp_path: Path) -> None:
     said = "a budget of seconds may end a race before any setting is judged in full"
-    for limits, expected in (({"seconds": 9}, True), ({"gpu_seconds": 9, "images": 150}, False)):
+    instead = "by one of images or unet_calls"
+    for limits, expected in (
+        ({"seconds": 9}, (True, True)),
+        ({"gpu_seconds": 9, "images": 150}, (True, False)),
+        ({"images": 150}, (False, False)),
+    ):
         plan = planned(budgeted(searched("halving"), **limits), tmp_path)
-        assert any(said in sentence for _, sentence in plan_lines(plan)) is expected
+        notes = " ".join(sentence for label, sentence in plan_lines(plan) if label == "note")
+        assert (said in notes, instead in notes) == expected
+
+
+@pytest.mark.parametrize("strategy", ["coordinate", "refine"])
+def test_a_first_race_that_its_budget_may_cut_off_is_told(strategy: str, tmp_path: Path) -> None:
+    search = searched(strategy, **({"trials": 70} if strategy == "refine" else {}))
+    entrants = (
+        31 if strategy == "coordinate" else 61
+    )  # values of the first setting, or all; and the model's own
+    needed = pictures(entrants, 8)
+    said = f"the budget may end the first race, of up to {entrants} settings and {needed} images"
+    for limits, expected in (
+        ({"images": needed - 1}, True),
+        ({"images": needed}, False),
+        ({"images": needed, "seconds": 9}, True),
+        ({"unet_calls": 500}, True),
+        ({}, False),
+    ):
+        plan = planned(budgeted(search, **limits), tmp_path)
+        assert any(said in sentence for _, sentence in plan_lines(plan)) is expected, limits
+    cut = budgeted(search, images=entrants)
+    assert run(cut, tmp_path).ended_by
+    assert max(len(trial.outcomes) for trial in past_trials(Tables(tmp_path), "small")) < 8
+
+
+def test_a_plan_names_what_is_wanted(tmp_path: Path) -> None:
+    bound = parse_constraint("gpu_seconds <= 2")
+    wanted = {"clip_score": "maximize", "gpu_seconds": "minimize"}
+    study = searched("random", trials=9).model_copy(update={"directions": wanted, "constraints": (bound,)})
+    lines = dict(plan_lines(planned(study, tmp_path)))
+    assert lines["objectives"] == f"clip_score (maximize), gpu_seconds (minimize), {study.scorer.id}"
+    assert lines["constraint"] == "gpu_seconds <= 2, of a setting's mean"
+
+
+def test_no_race_is_advised_that_would_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def advised() -> bool:
+        return any(label == "advice" for label, _ in plan_lines(planned(searched("grid"), tmp_path)))
+
+    assert advised()
+    monkeypatch.setattr("orchestrator.plan.SURVEY_LIMIT", 10)
+    assert not advised()
 
 
 # Scores of pixels

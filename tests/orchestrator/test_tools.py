@@ -20,10 +20,11 @@ from orchestrator import api, cli, images
 from orchestrator.catalog.expressions import condition
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
+from orchestrator.exports import rows_of
 from orchestrator.pool import InProcessPool
 from orchestrator.report.script import script
 from orchestrator.rescoring import rescore
-from orchestrator.study_folder import StudyFolder
+from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.errors import InputError
@@ -348,3 +349,101 @@ def test_a_row_brings_no_code_into_a_script() -> None:
     for change in ({"image_id": "0\nimport os"}, {"scheduler": "x; import os"}):
         with pytest.raises(InputError, match="would be code in a script"):
             script({**row, **change}, {**settings, **change}, OLD.model, "owner/name", Path("inputs"))
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../old", "", ".hidden", "-"])
+def test_a_name_never_climbs_out_of_the_folder_of_studies(
+    root: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path(root).rglob("*"))
+    assert "is not the name of a study" in said(capsys, "rm", "--yes", "--root", root, "--", name, code=2)
+    assert "is not the name of a study" in said(capsys, "export", "--to", "csv", "--", name, code=2)
+    assert sorted(Path(root).rglob("*")) == before
+
+
+def test_a_study_that_is_being_removed_is_not_begun(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+
+    def beginning(*_: object) -> None:
+        with pytest.raises(InputError, match="is being run by process"), StudyFolder(root, "old").locked():
+            pass
+        refused.append(True)
+
+    monkeypatch.setattr("orchestrator.studies.free", beginning)
+    api.remove("old", root)
+    assert refused
+
+
+def test_a_lock_that_went_with_its_folder_counts_as_held(root: str) -> None:
+    folder = StudyFolder(root, "old")
+    with folder.locked():
+        pass
+    with (folder.path / "lock").open("a+") as stale:
+        (folder.path / "lock").unlink()
+        assert not folder._take(stale)
+
+
+def test_the_best_are_the_best_whatever_else_their_images_were_judged_for(root: str) -> None:
+    """Scores against another text, all of them higher, push the study's own far down the list of scores."""
+    rows = api.frame("old", root, pictures=False).to_pylist()
+    other = [
+        {"image_id": row["image_id"], "scorer": row["scorer"], "text": "another", "value": 1e6 - row["value"]}
+        for row in rows
+    ]
+    Tables(root).append("scores", other)
+    expected = sorted((row["value"] for row in rows), reverse=True)
+    for top in (1, 3, 14, 15, 100):
+        found = rows_of(Tables(root), "old", top=top)
+        assert found["value"].to_pylist() == expected[:top]
+        assert (
+            found["value"].to_pylist() == rows_of(Tables(root), "old", "seed >= 0", top)["value"].to_pylist()
+        )
+    assert rows_of(Tables(root), "no such study", top=3).num_rows == 0
+
+
+def test_an_export_takes_a_place_of_its_own_kind(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    for form in ("csv", "parquet"):
+        assert "empty exists already" in said(capsys, "export", "old", "--to", form, "empty", code=2)
+        assert "name a path" in said(capsys, "export", "old", "--to", form, "s3://bucket/x", code=2)
+    said(capsys, "export", "old", "--to", "folder", "empty")
+    assert not Path("s3:").exists()
+
+
+def test_an_export_that_fails_leaves_no_half_file(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def writerow(self, _: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.writer", lambda _: Full())
+        with pytest.raises(OSError, match="No space left"):
+            api.export("old", "csv", "old.csv", root)
+    assert sorted(path.name for path in Path().iterdir()) == ["runs"]
+    api.export("old", "csv", "old.csv", root)
+
+
+def test_a_condition_is_read_whole_or_not_at_all(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut off at a space, it would say something else."""
+    where = "seed >= 0 or " * 160 + "seed >= 0 and seed < 0"
+    assert "has 2,102 characters; 2,000 are read" in said(
+        capsys, "export", "old", "--to", "csv", "--where", where, code=2
+    )
+
+
+def test_a_damaged_picture_does_not_keep_the_others_from_the_contact_sheet(
+    root: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    image_id = api.frame("old", root, pictures=False)["image_id"][0].as_py()
+    picture = Tables(root).png(image_id)
+    for path in Path(root, "catalog", "images").glob("*.parquet"):
+        path.write_bytes(path.read_bytes().replace(picture, bytes(len(picture))))
+    assert "contact sheet: runs" in said(capsys, "report", "old")
+    assert any(f"the picture {image_id} is damaged" in record.getMessage() for record in caplog.records)
+
+
+def test_a_root_on_a_store_has_a_local_folder_of_its_own() -> None:
+    assert local_root("runs") == local_root("file://runs/runs").relative_to("/") == Path("runs")
+    assert local_root("s3://bucket/a/b?region=x") == Path("runs/s3/bucket/a/b")
+    assert local_root("gs://bucket/a/b/") == Path("runs/gs/bucket/a/b")
+    assert ".." not in local_root("s3://bucket/../../x").parts

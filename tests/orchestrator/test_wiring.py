@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from orchestrator import wiring
+from search_spaces.errors import InputError
 from search_spaces.requests import ImageRequest
 from search_spaces.study_file import EngineSpec
 from tests.orchestrator.test_api import study_file
@@ -77,8 +79,21 @@ def test_rows_that_are_asked_for_are_not_measured(
     assert engine_of(resolved, rows=6).rows == 6
 
 
-def test_a_compiled_engine_pads_its_batches(resolved: wiring.Resolved) -> None:
+def test_without_a_compiler_there_is_no_compiled_engine(
+    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out before rows are measured."""
+    monkeypatch.setattr(SlotEngine, "fastest_rows", lambda *_: pytest.fail("measured"))
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(InputError, match=r"engine\.compile: .*no-such-compiler"):
+        engine_of(resolved, compile=True)
+
+
+def test_a_compiled_engine_pads_its_batches(
+    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks are replaced by what they would be compiled to; compiling itself takes minutes."""
+    monkeypatch.setattr("workers.pipelines.loading.check_compiler", lambda _: None)
     pipeline = load_pipeline(resolved.study.model, "cpu")
     compiled: list[str] = []
     for module in pipeline.unet.modules():
@@ -96,7 +111,5 @@ def test_a_compiled_engine_pads_its_batches(resolved: wiring.Resolved) -> None:
 
 
 def test_offload_needs_a_gpu(resolved: wiring.Resolved) -> None:
-    from search_spaces.errors import InputError
-
     with pytest.raises(InputError, match=r"engine\.offload: model needs a GPU"):
         load_pipeline(resolved.study.model, "cpu", "model")

@@ -1,14 +1,19 @@
+import json
+import random
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import search_spaces.study
 from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Instance, Settings
 from search_spaces.space import survey
-from search_spaces.study import PinnedInput, Study, difference, pin
+from search_spaces.study import PinnedInput, Study, difference, idle_exclusions, pin
 from search_spaces.study_file import parse
 from tests.search_spaces.examples import (
     CAT,
@@ -19,6 +24,7 @@ from tests.search_spaces.examples import (
     SDXL,
     TEXT_TO_IMAGE,
     UNKNOWN,
+    law,
     model,
 )
 
@@ -131,8 +137,13 @@ def test_more_seeds_leave_the_numbers_of_instances_alone() -> None:
         ({"rest": "search: {strategy: halving}",
           "space": "{guidance_scale: {low: 1, high: 91, step: 0.001}, num_inference_steps: {low: 1, high: 100}}"},
          ["halving cannot race all of 9,000,100 cells", "search.trials"]),
+        ({"rest": "search: {strategy: refine, trials: 13}"}, ["trials: 13", "after the 13 settings"]),
+        ({"space": "{negative_prompt: ['', cartoon]}", "rest": "search: {strategy: refine, trials: 8}"},
+         ["refine looks closer between numbers", "use halving"]),
         ({"rest": "budget: {images: 1}"}, ["budget.images: 1", "fewer than the 2 instances"]),
         ({"settings": "{width: 63}"}, ["width: 63", "multiple of 8"]),
+        ({"rest": "engine: {rows: 8}", "model": UNKNOWN}, ["engine.rows", "PipelineOfTomorrow runs in whole calls"]),
+        ({"rest": "engine: {compile: true}", "model": UNKNOWN}, ["engine.compile", "in whole calls", "remove it"]),
         ({"space": "{height: [64, 100]}"}, ["height: 100", "multiple of 8"]),
         ({"space": "{width: {low: 64, high: 100, step: 6}}"}, ["width: 70", "multiple of 8"]),
         ({"space": "{num_inference_steps: [1, 2], strength: [0, 0.4]}"},
@@ -149,7 +160,7 @@ def test_what_a_model_does_not_take_is_refused(changes: Mapping[str, Any], words
 
 def test_a_space_of_which_some_can_run_is_taken() -> None:
     study("{num_inference_steps: [1, 2], strength: [0, 0.5]}")
-    study("{num_inference_steps: [1], strength: [0.1]}", model=UNKNOWN)
+    study("{num_inference_steps: [1], strength: [0.1]}", model=UNKNOWN, rest="engine: {offload: model}")
     study("{width: {low: 64, high: 128, step: 16}}")
     study("{strength: {low: 0, high: 0.06}}", rest="search: {strategy: tpe, trials: 3}")
 
@@ -536,3 +547,87 @@ def test_validation_has_fresh_seeds_of_its_own() -> None:
     assert seeds[2] not in kept
     assert pinned.instance("validate", 3).seed == seeds[3]
     assert pinned.instance("search", 1).seed == 11
+
+
+@pytest.mark.parametrize(
+    ("rules", "search", "idle"),
+    [
+        ("[{guidance_scale: 7.5}]", "grid", []),
+        ("[{guidance_scale: 3}, {strength: 0.5}]", "grid", [0]),
+        ("[{guidance_scale: 5}]", "grid", []),  # the model's own
+        ("[{guidance_scale: {low: 2, high: 4}}, {strength: {low: 0, high: 0.4}}]", "grid", [0, 1]),
+        ("[{guidance_scale: [1, 99], strength: [0.51]}]", "grid", []),
+        ("[{guidance_scale: 1, strength: 0.7}]", "grid", [0]),
+        ("[{guidance_scale: 3}]", "refine, trials: 99", []),  # which may come to 3
+    ],
+)
+def test_rules_that_leave_out_nothing(rules: str, search: str, idle: list[int]) -> None:
+    made = study(rest=f"exclude: {rules}\nsearch: {{strategy: {search}}}")
+    assert idle_exclusions(made) == idle
+
+
+def test_a_rule_for_what_a_condition_never_lets_be_leaves_out_nothing() -> None:
+    space = "{strength: [0.5, 1], guidance_scale: {values: [2, 3], when: {strength: 1}}}"
+    rules = "[{strength: 0.5, guidance_scale: 2}, {strength: 1, guidance_scale: 2}]"
+    assert idle_exclusions(study(space, rest=f"exclude: {rules}")) == [0]
+
+
+ONE = Instance(0, "a picture", "a picture", 7)
+FAMILIES = st.sampled_from([INPAINTING, TEXT_TO_IMAGE, SDXL, EMBEDDED, UNKNOWN])
+SETTINGS = st.fixed_dictionaries(
+    {
+        "guidance_scale": st.sampled_from([0, 0.5, 1, 1.0, 1.5, 7, 7.0, 7.5]),
+        "negative_prompt": st.sampled_from([None, "", "cartoon"]),
+        "num_inference_steps": st.sampled_from([10, 30]),
+    },
+    optional={"strength": st.sampled_from([0.5, 0.51, 1, 1.0]), "eta": st.sampled_from([0, 0.0, 0.5])},
+)
+
+
+def drawn(settings: Settings, model: ModelDescription, instance: Instance = ONE) -> str:
+    return study(space="{guidance_scale: [5, 6]}", model=model).request(settings, instance).image_id
+
+
+@law
+@given(SETTINGS, FAMILIES, st.randoms(use_true_random=False))
+def test_an_image_id_knows_no_order_of_keys_and_no_form_of_a_number(
+    settings: dict[str, Any], family: ModelDescription, chance: random.Random
+) -> None:
+    def told_otherwise(name: str) -> Any:
+        value = settings[name]
+        if name not in (
+            "guidance_scale",
+            "strength",
+            "eta",
+        ):  # a study file makes whole numbers of the others
+            return value
+        return float(value) if isinstance(value, int) else int(value) if value.is_integer() else value
+
+    names = sorted(settings, key=lambda _: chance.random())
+    assert drawn({name: told_otherwise(name) for name in names}, family) == drawn(settings, family)
+
+
+@law
+@given(SETTINGS, SETTINGS, FAMILIES)
+def test_two_settings_share_an_image_id_exactly_where_they_are_one_candidate(
+    one: dict[str, Any], other: dict[str, Any], family: ModelDescription
+) -> None:
+    judge = study(space="{guidance_scale: [5, 6]}", model=family).judge
+    same = judge.candidate(one) == judge.candidate(other)
+    assert (drawn(one, family) == drawn(other, family)) is same
+
+
+@law
+@given(st.text("aeéèñüÅﬁ가한①\u0301\u0308 ", min_size=1), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_normal_forms_of_a_prompt_are_kept_apart_from_the_study_file_on(text: str, form: str) -> None:
+    """A tokenizer reads them as different texts, so they draw different pictures."""
+    other = unicodedata.normalize(form, text)  # type: ignore[arg-type]
+    assume(text.strip() and other.strip() and other != text)
+    ids = set()
+    for prompt in (text, other):
+        inputs = f"inputs: [{{prompt: {json.dumps(prompt)}}}]"
+        read = parse(f"study: s\nmodel: toyworld\n{inputs}\nspace: {{eta: [0, 1]}}\n", "study.yaml")
+        assert read.inputs[0].prompt == prompt
+        ids.add(drawn({}, TEXT_TO_IMAGE, Instance(0, prompt, prompt, 7)))
+        ids.add(drawn({"guidance_scale": 7.5, "negative_prompt": prompt}, TEXT_TO_IMAGE))
+    assert len(ids) == 4

@@ -284,6 +284,15 @@ def test_an_alias_may_stand_for_a_value() -> None:
         ("budget", {"images": 0}, ["budget.images: 0", "below 1"]),
         ("budget", {"seconds": 0}, ["budget.seconds: 0", "must be above 0"]),
         ("budget", {"gpu_second": 5}, ["unknown key 'gpu_second' in budget", "did you mean 'gpu_seconds'?"]),
+        ("budget", {"seconds": math.inf}, ["budget.seconds: inf", "not a finite number"]),
+        ("budget", {"trials": 0}, ["budget.trials: 0", "not a whole number of 1 or more"]),
+        ("budget", {"trials": True}, ["budget.trials: True", "not a whole number"]),
+        ("objective", "preservation_psnr", ["objective: preservation_psnr alone", "objectives beside clip_score"]),
+        (
+            "constraints",
+            ["preservation_psnr <= 20", "gpu_seconds <= 1", "preservation_psnr >= 25"],
+            ["constraints: no mean keeps both preservation_psnr >= 25 and preservation_psnr <= 20"],
+        ),
         ("objectives", [{"clip_score": "maximize"}], ["objectives: one alone", "'objective'"]),
         (
             "objectives",
@@ -777,3 +786,38 @@ def test_nothing_is_trusted_unless_named() -> None:
     assert spec.trust == ["pickles", "remote_code"]
     sentence = refusal(yaml.safe_dump({**document(), "trust": ["pickle"]}))
     assert "trust[0]: unknown entry 'pickle'; did you mean 'pickles'" in sentence
+
+
+@pytest.mark.parametrize(
+    "search", [{"strategy": "tpe"}, {"strategy": "grid"}, {"strategy": "refine", "trials": 9}, {}], ids=str
+)
+def test_a_budget_of_trials_is_the_search_s(search: dict[str, object]) -> None:
+    said = {**document(), "search": search, "budget": {"trials": 9, "images": 40}}
+    spec = parse(yaml.safe_dump(said), "study.yaml")
+    assert (spec.search.trials, spec.budget.trials, spec.budget.images) == (9, 9, 40)
+    jsonschema.validate(said, json_schema())
+
+
+@pytest.mark.parametrize("section", [{}, {"budget": {"images": 40}}, {"budget": {"trials": None}}], ids=str)
+def test_without_a_budget_of_trials_the_search_has_its_own(section: dict[str, object]) -> None:
+    spec = parse(yaml.safe_dump({**document(), **section, "search": {"trials": 3}}), "study.yaml")
+    assert spec.search.trials == 3
+    assert parse(yaml.safe_dump({**document(), **section}), "study.yaml").search.trials is None
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ({"strategy": "tpe", "trials": 8}, "budget.trials is 9 and search.trials is 8, which mean the same"),
+        ({"strategy": "coordinate"}, "budget.trials does not apply to coordinate"),
+    ],
+)
+def test_a_budget_of_trials_that_the_search_cannot_have(search: dict[str, object], words: str) -> None:
+    said = {**document(), "search": search, "budget": {"trials": 9}}
+    with pytest.raises(InputError, match=words):
+        parse(yaml.safe_dump(said), "study.yaml")
+
+
+def test_trials_are_no_budget_that_is_used_up() -> None:
+    spec = parse(yaml.safe_dump({**document(), "budget": {"trials": 9}}), "study.yaml")
+    assert not spec.budget.is_set

@@ -70,6 +70,9 @@ _OF_OTHER_MODELS = frozenset({"EDMEulerScheduler", "EDMDPMSolverMultistepSchedul
 _IGNORES_GENERATOR = frozenset({"DPMSolverSDEScheduler"})
 """Two calls with one seed give two pictures, so that no image of theirs could be reproduced."""
 
+_NOT_IN_BATCHES = frozenset({"AsymmetricAutoencoderKL", "ConsistencyDecoderVAE"})
+"""VAEs whose decoder takes more than latents: the masked image, or noise from the generator."""
+
 
 def locate(name: str, near: Path, key: str) -> tuple[str, str | None]:
     """Where a model's name leads: (location, asked revision). Raises InputError naming `key`.
@@ -119,8 +122,8 @@ def describe(
     if not files.json("scheduler/scheduler_config.json"):
         raise InputError(f"{key}: {name} has no scheduler/scheduler_config.json")
     unet, vae = (files.json(f"{part}/config.json") if part in index else {} for part in ("unet", "vae"))
-    if vae.get("_class_name") == "AsymmetricAutoencoderKL":
-        raise InputError(f"{key}: {name} has an AsymmetricAutoencoderKL, which cannot decode in batches yet")
+    if vae.get("_class_name") in _NOT_IN_BATCHES:
+        raise InputError(f"{key}: {name}'s VAE, {vae['_class_name']}, cannot decode in batches yet")
     if task != "inpainting" and _sees_a_mask(unet, vae):
         raise InputError(
             f"{key}: {name} cannot do the task {task}: its UNet needs a mask; it can do inpainting"
@@ -206,34 +209,30 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
         if hasattr(pipeline, "vae"):  # decodes a quarter faster so; a UNet gains nothing (DECISIONS.md)
             pipeline.vae.to(memory_format=torch.channels_last)
         return pipeline
+    free = torch.cuda.mem_get_info()[0] / 1e9  # now: a transfer that fails leaves what it had moved
     if offload == "model":
+        part, size = max(_parts(pipeline).items(), key=lambda item: item[1])
+        if size > free:
+            raise InputError(
+                f"model: the {part} of {model.name} alone takes {size:.1f} GB in {model.dtype} and the GPU has "
+                f"{free:.1f} GB free; engine: {{offload: sequential}} may fit"
+            )
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
     if offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
         return pipeline
-    _refuse_too_large(_gigabytes(pipeline), torch.cuda.get_device_properties(device), model)
     try:
         pipeline.to(device)
     except torch.OutOfMemoryError:
         raise InputError(
-            f"model: {model.name} takes {_gigabytes(pipeline):.1f} GB in {model.dtype} and the GPU has "
-            f"{torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free; engine: {{offload: model}} may fit"
+            f"model: {model.name} takes {sum(_parts(pipeline).values()):.1f} GB in {model.dtype} and the GPU has "
+            f"{free:.1f} GB free; engine: {{offload: model}} may fit"
         ) from None
     for part in ("unet", "vae"):
         if hasattr(pipeline, part):
             getattr(pipeline, part).to(memory_format=torch.channels_last)
     return pipeline
-
-
-def _refuse_too_large(gigabytes: float, gpu: Any, model: ModelDescription) -> None:
-    """Raise InputError, naming both sizes, where a GPU's whole memory does not hold the weights."""
-    memory = gpu.total_memory / 1e9
-    if gigabytes > memory:
-        raise InputError(
-            f"model: {model.name} takes {gigabytes:.1f} GB in {model.dtype} and a worker's GPU ({gpu.name}) has "
-            f"{memory:.1f} GB; engine: {{offload: model}} may fit, or use larger GPUs"
-        )
 
 
 def safetensors_only(trust: Sequence[Trust]) -> bool | None:
@@ -254,15 +253,32 @@ def trust_hint(error: Exception, trust: Sequence[Trust]) -> str:
     return ""
 
 
-def _gigabytes(pipeline: Any) -> float:
-    """The size of a pipeline's weights."""
-    weights = (
-        weight
-        for part in pipeline.components.values()
+def _parts(pipeline: Any) -> dict[str, float]:
+    """The size of each part's weights in gigabytes."""
+    return {
+        name: sum(weight.numel() * weight.element_size() for weight in part.parameters()) / 1e9
+        for name, part in pipeline.components.items()
         if hasattr(part, "parameters")
-        for weight in part.parameters()
-    )
-    return float(sum(weight.numel() * weight.element_size() for weight in weights)) / 1e9
+    }
+
+
+def check_compiler(device: str) -> None:
+    """Raise InputError where torch cannot compile for a device; seconds once, which compiling takes in any case."""
+    import torch
+
+    def trial(numbers: torch.Tensor) -> torch.Tensor:
+        return numbers.sin() + 1
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own parts
+            torch.compile(trial, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever a compiler raises, it is none that works
+        reason = _first_line(getattr(error, "inner_exception", error))
+        raise InputError(
+            f"engine.compile: torch cannot compile on this machine ({reason}); install what is missing, on a CPU "
+            "a C++ compiler such as g++, or set compile: false"
+        ) from error
 
 
 @contextmanager

@@ -121,8 +121,10 @@ class SlotEngine:
         self._padded, self._patience, self._set_aside = False, patience, set_aside
         self._vae = SharedVae(pipeline.vae)
         self._shared = _shared_attributes(pipeline, self._vae)
+        # Not the UNet's own device: an offloaded one waits in main memory and computes on the GPU.
+        self._on_cpu = pipeline._execution_device.type == "cpu"
         # On a GPU, where the layers that skip rows take little of the time, nobody has measured it.
-        self._shared_rows = SharedRows(pipeline.unet) if pipeline.unet.device.type == "cpu" else None
+        self._shared_rows = SharedRows(pipeline.unet) if self._on_cpu else None
         self._schedulers = Remembered(SCHEDULERS)
         self._aside: OrderedDict[str, _Run] = OrderedDict()
         self._to_decode: list[_Run] = []
@@ -142,7 +144,7 @@ class SlotEngine:
         self._rows.capacity = rows
 
     def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
-        """Tick until something is finished or a short time is over; running requests stay for the next call.
+        """Tick until something is finished or `patience` seconds are over, once at least; what runs on stays.
 
         All calls must come from one thread, to which the running requests are bound.
         """
@@ -152,8 +154,10 @@ class SlotEngine:
                 if request.image_id not in cancelled:
                     self._take(request)
             deadline = time.perf_counter() + self._patience
-            while not self._finished and self._is_busy and time.perf_counter() < deadline:
+            while not self._finished and self._is_busy:
                 self._tick()
+                if time.perf_counter() >= deadline:
+                    break
             if not self._finished:
                 self._decode()
         finished, self._finished = self._finished, []
@@ -174,8 +178,10 @@ class SlotEngine:
         """
         with self._bare_call(example) as call:
             # On a CPU by the time that this process had: others on the machine would spoil what is remembered.
-            on_cpu = self._pipeline.unet.device.type == "cpu"
-            return fastest_rows(call, time.process_time if on_cpu else time.perf_counter)
+            threads = torch.get_num_threads()
+            return fastest_rows(
+                call, (lambda: time.process_time() / threads) if self._on_cpu else time.perf_counter
+            )
 
     def bare_rate(self, example: ImageRequest, seconds: float) -> float:
         """Rows per second of nothing but the UNet, called over and over with `rows` rows of an example.

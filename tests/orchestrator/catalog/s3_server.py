@@ -29,10 +29,14 @@ def weed() -> str | None:
 
 
 class Proxy:
-    """Passes requests on to the server; while `busy`, answers 503; `cuts` times drops the line in mid-request."""
+    """Passes requests on to the server; while `busy`, answers 503; `cuts` times drops the line in mid-request.
+
+    It is busy from the next request on once `busy_after` writes have passed.
+    """
 
     def __init__(self, upstream: int) -> None:
         self.busy = False
+        self.busy_after: int | None = None
         self.cuts = 0
         self.puts: list[str] = []
         proxy = self
@@ -48,6 +52,8 @@ class Proxy:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
+                if proxy.busy_after is not None and len(proxy.puts) >= proxy.busy_after:
+                    proxy.busy = True
                 if proxy.busy:
                     self.answer(503, [("Content-Type", "application/xml")], BUSY)
                     return

@@ -1,5 +1,8 @@
 """The catalog on an object store: a real S3 API server, which also answers 503 and drops lines."""
 
+import gc
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -10,6 +13,7 @@ from orchestrator import cli
 from orchestrator.catalog import Catalog
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.patient import Patient, StorageError
+from orchestrator.catalog.schema import SCHEMAS
 from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.catalog.upkeep import check, compact, repair
 from orchestrator.pool import InProcessPool
@@ -38,7 +42,7 @@ def root(server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, value)
     server.puts.clear()
     yield f"s3://bucket/{uuid4().hex}"
-    server.busy, server.cuts = False, 0
+    server.busy, server.busy_after, server.cuts = False, None, 0
 
 
 class TestS3Catalog(CatalogContract):
@@ -145,3 +149,96 @@ def test_what_is_wrong_with_a_store_is_a_sentence(
     assert "INVALID_ACCESS_KEY_ID" in err
     assert err.count("\n") == 1, err
     assert "wJalrXUtnFEMI" not in out + err
+
+
+SMALL = """
+study: small
+model: toyworld
+inputs: [{image: cat.png, mask: cat-mask.png, prompt: a realistic green dragon}]
+seeds: 2
+space: {guidance_scale: [1, 5]}
+settings: {num_inference_steps: 2, negative_prompt: ""}
+"""
+
+
+@pytest.mark.faults
+def test_the_whole_command_line_on_an_object_store(
+    root: str,
+    server: Proxy,
+    local_ray: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.png", "cat-mask.png"):
+        shutil.copy(Path(cli.__file__).parents[1] / "studies" / name, name)
+    Path("small.yaml").write_text(SMALL, encoding="utf-8")
+
+    def said(*arguments: str, code: int = 0) -> str:
+        assert cli.main([*arguments, "--root", root]) == code
+        out, err = capsys.readouterr()
+        return out + err
+
+    out = said("run", "small.yaml", "--workers", "1", "--quiet")
+    images = Tables(root).read("images", ["image_id"])["image_id"].to_pylist()
+    assert f"images: {len(images)} generated, 0 reused" in out
+    assert f"catalog: {root}/catalog" in out
+    puts = list(server.puts)
+    assert "finished before" in said("run", "small.yaml", "--workers", "1", "--quiet")
+    assert server.puts == puts, "nothing is made or written twice"
+    assert "best:" in said("report", "small")
+    assert f"small: {len(images) // 2} trials, {len(images)} images" in said("ls")
+    assert f"{len(images)} pictures of small" in said("export", "small", "--to", "folder", "pictures")
+    assert {path.stem for path in Path("pictures").glob("*.png")} == set(images)
+    assert "2 rows of small" in said("export", "small", "--to", "csv", "--top", "2")
+    assert f"image_id: {images[0]}" in said("show", images[0][:8])
+    assert "nothing is damaged" in said("catalog", "check")
+    assert "images: 0 files merged into 0" in said("catalog", "compact"), "each table is one file already"
+    # What the study has on this machine is apart from what a study of this name has under `runs`.
+    bucket = Path("runs/s3/bucket", root.rpartition("/")[2])
+    assert (bucket / "studies/small/contact-sheet.png").exists()
+    assert [path.name for path in Path("runs").iterdir()] == ["s3"]
+    server.busy = True
+    busy = said("ls", code=4)
+    assert busy.count("\n") == 1, busy
+    server.busy = False
+    assert f"removed: small: {len(images)} rows" in said("rm", "small", "--yes")
+    assert "studies: none under" in said("ls")
+
+
+LARGE = 12 * 2**20
+"""Bytes of one picture: more than one request of the store's client carries (10 MB), so it goes up in parts."""
+
+
+def large(number: int) -> list[dict[str, object]]:
+    picture = os.urandom(LARGE)
+    template = dict.fromkeys(SCHEMAS["images"].names)
+    image = {"bytes": picture, "path": "x.png"}
+    return [{**template, "image_id": f"{number:032x}", "status": "ok", "image": image}]
+
+
+def test_a_large_part_goes_up_in_pieces_and_is_whole(root: str, server: Proxy) -> None:
+    tables, rows = Tables(root), large(1)
+    tables.append("images", rows)
+    assert len(server.puts) > 2, "it was begun, sent in pieces, and completed"
+    assert Tables(root).png(f"{1:032x}") == rows[0]["image"]["bytes"]  # type: ignore[index]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("after", range(1, 4))
+def test_a_large_part_whose_upload_breaks_off_is_absent(root: str, server: Proxy, after: int) -> None:
+    """After it was begun, after its first piece, and before it is completed."""
+    tables = Tables(root)
+    tables.append("images", large(1))
+    server.puts.clear()
+    server.busy_after = after
+    with pytest.raises(OSError, match="AWS Error"):
+        tables.append("images", large(2))
+    server.busy_after, server.busy = None, False
+    gc.collect()  # a stream that is left open would be closed here
+    fresh = Tables(root)
+    assert fresh.read("images", ["image_id"])["image_id"].to_pylist() == [f"{1:032x}"]
+    assert fresh.notices == []
+    tables.append("images", large(2))
+    assert Tables(root).read("images", ["image_id"]).num_rows == 2

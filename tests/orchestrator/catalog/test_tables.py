@@ -3,15 +3,17 @@
 import json
 import logging
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.catalog.ids import Index, firsts, key, keys
@@ -250,3 +252,78 @@ def test_columns_with_few_values_are_small(root: Path) -> None:
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     assert sum(group.column(names.index("prompt")).total_compressed_size for group in groups) < 4000
     assert pc.count_distinct(tables.read("images", ["prompt"])["prompt"]).as_py() == 2
+
+
+def with_other_types(path: Path) -> None:
+    """As somebody's tool may have written it again."""
+    rows = pq.read_table(path, partitioning=None)
+    seeds = pa.array([str(seed) for seed in rows["seed"].to_pylist()])
+    changed = rows.set_column(rows.schema.get_field_index("seed"), "seed", seeds)
+    pq.write_table(changed.replace_schema_metadata(rows.schema.metadata), path)
+
+
+def of_another_table(path: Path) -> None:
+    shutil.copy(next((path.parents[1] / "scores").iterdir()), path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [(with_other_types, "its column seed is string, not int64"), (of_another_table, "has no column image")],
+)
+def test_a_file_that_only_looks_like_a_part_is_skipped(
+    root: Path, harm: Callable[[Path], None], why: str
+) -> None:
+    harm(images(root)[0])
+    tables = Tables(root)
+    assert tables.read("images").num_rows == 4
+    assert [notice for notice in tables.notices if why in notice]
+
+
+def test_a_copy_under_a_name_of_ones_own_is_no_part(root: Path) -> None:
+    shutil.copy(images(root)[0], root / "catalog" / "images" / "backup.parquet")
+    tables = Tables(root)
+    assert tables.read("images").num_rows == 6
+    assert [notice for notice in tables.notices if "backup.parquet is no part file" in notice]
+
+
+def in_groups(root: Path, sizes: list[int], group: int) -> Tables:
+    """Scores in part files of so many rows, in row groups of `group`."""
+    tables = Tables(root)
+    for number, size in enumerate(sizes):
+        rows = [
+            {
+                "image_id": f"{number:016x}{row:016x}",
+                "scorer": "a",
+                "text": f"t{row % 3}",
+                "value": float(row),
+            }
+            for row in range(size)
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("orchestrator.catalog.layout.GROUP_ROWS", group)
+            tables.append("scores", rows)
+    return tables
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 5), st.randoms(use_true_random=False)
+)
+def test_rows_by_id_are_those_that_a_filter_finds(
+    sizes: list[int], group: int, chance: random.Random
+) -> None:
+    columns = ["text", "image_id", "value"]
+    with TemporaryDirectory() as folder:
+        tables = in_groups(Path(folder), sizes, group)
+        every = tables.read("scores", columns)
+        ids = pa.array([i for i in every["image_id"].to_pylist() if chance.random() < 0.3], pa.string())
+        wanted = pc.field("image_id").isin(ids)
+        assert tables.read_ids("scores", columns, ids).equals(every.filter(wanted))
+        odd = pc.field("text") != "t1"
+        assert tables.read_ids("scores", columns, ids, odd).equals(every.filter(wanted & odd))
+        found, values = tables.read_keys("scores", ["text"], ["value"], odd)
+        some = every.filter(odd)
+        assert (found == keys(some["image_id"], some["text"])).all()
+        assert values["value"].equals(some["value"])
+        counted = every["text"].to_pylist()
+        assert tables.counts("scores", "text") == {text: counted.count(text) for text in set(counted)}

@@ -1,15 +1,19 @@
 """Check, compact, repair and free: whatever is killed in between loses nothing."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.catalog import Judged
+from orchestrator.catalog import Judged, Unscored
 from orchestrator.catalog.frames import joined
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
@@ -174,3 +178,92 @@ def test_a_study_is_freed_and_what_others_use_stays(root: Path) -> None:
     assert Tables(root).read("images", ["image_id"]).num_rows == 5
     assert check(Tables(root)).is_well
     assert STUDY.name == "small"
+
+
+def unreadable_pictures(path: Path) -> None:
+    """Metadata is whole; the page of the pictures has no header."""
+    metadata = pq.read_metadata(path)
+    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    start = metadata.row_group(0).column(names.index("image.bytes")).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+
+
+def test_pictures_that_cannot_be_read_stop_no_upkeep(root: Path) -> None:
+    bad = sorted((root / "catalog" / "images").glob("*.parquet"))[3]
+    unreadable_pictures(bad)
+    health = check(Tables(root))
+    assert list(health.unreadable) == [str(bad)]
+    assert "is damaged" in health.unreadable[str(bad)]
+    assert compact(Tables(root))["scores"][:2] == (8, 1)
+    assert bad.exists()
+    assert "moved to" in repair(Tables(root))[0]
+    compact(Tables(root))
+    assert counts(root) == [1, 1, 1]
+    assert check(Tables(root)).without_picture == 1
+    fill(root)
+    assert check(Tables(root)).is_well
+
+
+def test_what_a_killed_compaction_left_goes_with_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the merged file and the old ones are together too large to be merged."""
+    before, size = everything(root), sum(Tables(root).sizes("images").values())
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tables, "remove", die)
+        with pytest.raises(Killed):
+            compact(Tables(root), target=size)
+    assert counts(root) == [10, 8, 9]
+    compact(Tables(root), target=size)
+    assert counts(root) == [1, 1, 1]
+    assert check(Tables(root)).twice == {"images": 0, "scores": 0, "trials": 0}
+    assert everything(root) == before
+
+
+def test_a_picture_that_a_repair_took_away_is_made_again(root: Path) -> None:
+    """By a run that was under way, and scores it against another text."""
+    catalog = ParquetCatalog(Tables(root), small_study(name="another"))
+    asked = replace(REQUESTS[0], score_text="something else")
+    assert isinstance(catalog.find(asked), Unscored)
+    shutil.rmtree(root / "catalog" / "images")
+    assert catalog.find(replace(REQUESTS[1], score_text="something else")) is None
+    (again,) = results(2)[1:]
+    catalog.write([again], [])
+    assert Tables(root).read("images", ["image_id"])["image_id"].to_pylist() == [REQUESTS[1].image_id]
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_removal_that_is_killed_anywhere_hurts_no_other_study(
+    root: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(root, "other", 4, 9)
+    compact(Tables(root))
+    before = everything(root, "other")
+    left = [steps]
+
+    def dying(act: Callable[..., object]) -> Callable[..., object]:
+        def step(*arguments: object, **options: object) -> object:
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            return act(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(Tables, "write", dying(Tables.write))
+        patch.setattr(Tables, "remove", dying(Tables.remove))
+        free(Tables(root), "small", of_study_alone(Tables(root), "small"))
+    assert everything(root, "other")[:2] == before[:2]  # type: ignore[index]
+    free(Tables(root), "small", of_study_alone(Tables(root), "small"))
+    compact(Tables(root))
+    assert past_trials(Tables(root), "small") == []
+    assert everything(root, "other")[:2] == before[:2]  # type: ignore[index]
+    assert Tables(root).read("images").num_rows == 5
+    assert check(Tables(root)).is_well

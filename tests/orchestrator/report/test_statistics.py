@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import assume, given
@@ -26,7 +27,13 @@ from orchestrator.report.statistics import (
     validation,
     where_steps_stop_paying,
 )
-from search_spaces.estimates import Estimate, estimate, paired_difference
+from search_spaces.estimates import (
+    FEWEST_FOR_A_GAIN,
+    Estimate,
+    doubted_gain,
+    estimate,
+    paired_difference,
+)
 from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Settings, Value
 
@@ -474,3 +481,50 @@ def test_trials_that_break_a_constraint_are_not_ranked() -> None:
     assert [
         e.trial.number for e in ranking(of(trials, constraints=[Constraint("clip_score", ">=", 45)]))
     ] == [0, 2]
+
+
+class TestDoubtedGain:
+    @given(st.lists(st.floats(-30, 30).map(lambda x: round(x, 3)), min_size=2, max_size=24))
+    def test_it_is_the_interval_of_half_an_instance_more_without_gain(self, gains: list[float]) -> None:
+        found, plain = doubted_gain(gains, [0.0] * len(gains)), estimate(gains)
+        total, weight = sum(gains), len(gains) + 0.5
+        variance = (sum(gain * gain for gain in gains) - total**2 / weight) / (weight - 1)
+        half = scipy.stats.t.ppf(0.975, weight - 1) * math.sqrt(max(0.0, variance) / weight)
+        assert (found.mean, found.n) == (plain.mean, plain.n)
+        assert found.half_width == pytest.approx(half + abs(plain.mean - total / weight), abs=1e-5)
+
+    def test_a_gain_that_one_seed_in_many_loses_is_covered_whether_or_not_one_is_seen(self) -> None:
+        truth = 24 * 15 / 16
+        kept, lost = [24.0 + place % 3 - 1 for place in range(16)], [0.0]
+        for gains in (kept, kept[:-1] + lost):
+            found = doubted_gain(gains, [0.0] * 16)
+            assert found.above_zero
+            assert abs(found.mean - truth) <= (found.half_width or 0)
+        plain = estimate(kept)
+        assert abs(plain.mean - truth) > (plain.half_width or 0)
+
+    @pytest.mark.parametrize("effect", [0.0, 0.3, 1.0, 3.0, 8.0])
+    def test_of_gains_that_are_normal_it_covers_at_least_as_many_as_it_says(self, effect: float) -> None:
+        draw = np.random.default_rng(0)
+        found = [doubted_gain(row, [0.0] * 16) for row in draw.normal(effect, 1, (1500, 16)).tolist()]
+        assert np.mean([abs(each.mean - effect) <= (each.half_width or 0) for each in found]) > 0.935
+        if effect == 0:
+            assert np.mean([bool(each.includes_zero) for each in found]) < 0.97, (
+                "nor does it doubt everything"
+            )
+
+    @given(st.lists(st.floats(-9, 9).map(lambda x: round(x, 3)), min_size=8, max_size=24))
+    def test_it_calls_hardly_more_ties_than_students_test(self, gains: list[float]) -> None:
+        plain = estimate(gains)
+        if doubted_gain(gains, [0.0] * len(gains)).includes_zero and plain.half_width:
+            assert abs(plain.mean) <= 1.03 * plain.half_width
+
+    def test_the_fewest_that_can_tell(self) -> None:
+        assert [doubted_gain([5.0] * n, [0.0] * n).above_zero for n in (1, 2, FEWEST_FOR_A_GAIN)] == [
+            None,
+            False,
+            True,
+        ]
+        assert doubted_gain([1.0, 2.0], [1.0, 2.0]).half_width == 0
+        with pytest.raises(ValueError, match="no values"):
+            doubted_gain([], [])

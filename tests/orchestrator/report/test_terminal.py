@@ -282,7 +282,7 @@ class TestRace:
             in text
         )
         assert (
-            "validated: best of the search: 50 ± 13, +6 ± 6 over the baseline, on 2 fresh instances" in text
+            "validated: best of the search: 50 ± 13, +6 ± 12 over the baseline, on 2 fresh instances" in text
         )
         assert (
             "validated: baseline: 44.5 ± 6.4, on 2 fresh instances" in text

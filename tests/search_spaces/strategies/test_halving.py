@@ -342,6 +342,31 @@ def test_where_neighbours_are_alike_scouts_tell_of_most() -> None:
     assert len({a.trial.number for a in course.dealt}) < 60
 
 
+class Inputs(World):
+    """Three input images in turn; on the first of them a higher number is worse, over all it is better."""
+
+    def score(self, value: int, instance: int) -> float:
+        worth = value * (-0.5 if instance % 3 == 0 else 1.0)
+        return super().score(value, instance) - value + worth
+
+
+@pytest.mark.parametrize("settings", [45, 60, 90, 150])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_good_for_one_input_does_not_win_over_all(settings: int, seed: int) -> None:
+    world = Inputs(settings, seed)
+    complete = Course(world, world.race(12), seed).run().complete(12)
+    assert max(complete, key=lambda value: complete[value]) >= 0.9 * settings
+    assert len(complete) < settings / 3
+
+
+def test_scouts_are_spread_evenly_over_instances_and_so_over_inputs() -> None:
+    world = Inputs(90, 1)
+    scouts = Counter(a.instance for a in world.race(12).ask(1000))
+    assert scouts.total() == 90 * SCOUTS
+    assert sorted(scouts) == [*range(5)], "each of the three inputs, in dealt order"
+    assert max(scouts.values()) - min(scouts.values()) <= 1
+
+
 def test_the_baseline_stays_where_a_surrogate_decides() -> None:
     world = World(90, 2)
     trials = Trials(ANYTHING, "score")
@@ -436,6 +461,33 @@ def test_looks_are_used_where_they_tell() -> None:
     assert after <= {look_after(STEPS, share) for share in LOOK_SHARES}
     drawn = Counter(a.trial.number for a in course.dealt if a.stop_after is None and a.instance == 0)
     assert len(drawn) < 70, "losers stop in mid-trajectory"
+
+
+@pytest.mark.parametrize("kind", [World, Rugged])
+@pytest.mark.parametrize(("settings", "instances"), [(48, 1), (60, 2), (90, 8)])
+@pytest.mark.parametrize(("steps", "keep"), [(2, 0.6), (3, 0.1), (20, 1 / 3)])
+def test_a_race_with_looks_makes_no_more_calls_than_pictures_would(
+    kind: type[World], settings: int, instances: int, steps: int, keep: float
+) -> None:
+    """A look costs the calls up to it, and going on from it the rest: with two steps that is half a picture."""
+    world = kind(settings, 2, noise=1.0)
+
+    def sharp(settings: Settings, instance: int, after: int | None) -> Outcome:
+        score = {"score": world.score(int(str(settings["value"])), instance)}
+        return Scored(score) if after is None else Looked(score, after)
+
+    world.outcome = sharp  # type: ignore[method-assign]
+    trials = Trials(ANYTHING, "score")
+    entrants = list(trials.candidates(space(value=list(range(settings))).lattice()))
+    race = Halving(trials, entrants, instances, keep, lambda _: steps, True, seed=2, always={0})
+    dealt = Course(world, race, 2).run().dealt
+    calls: dict[tuple[int, int], int] = {}
+    for a in dealt:
+        pair = a.trial.number, a.instance
+        calls[pair] = max(calls.get(pair, 0), a.stop_after or steps)
+    looked = sum(a.stop_after is not None and a.trial not in race._pilot for a in dealt)
+    assert looked, "the race looks too"
+    assert sum(calls.values()) <= steps * pictures(settings, instances, keep, always=1)
 
 
 def test_looks_that_tell_nothing_are_given_up_after_the_pilot() -> None:

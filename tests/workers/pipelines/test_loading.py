@@ -30,7 +30,7 @@ from workers.pipelines.loading import (
     AUTO_CLASSES,
     _defaults,
     _kinds,
-    _refuse_too_large,
+    check_compiler,
     describe,
     describe_clip,
     folder_hash,
@@ -317,6 +317,13 @@ class TestDescribe:
         for path in copied.rglob("*.safetensors"):
             path.write_bytes(b"no weights")
         assert described(copied).pipeline == "StableDiffusionInpaintPipeline"
+
+
+@pytest.mark.parametrize("vae", ["AsymmetricAutoencoderKL", "ConsistencyDecoderVAE"])
+def test_a_vae_whose_decoder_takes_more_than_latents_is_refused(copied: Path, vae: str) -> None:
+    rewrite(copied / "vae" / "config.json", _class_name=vae)
+    with refusal("model: ", vae, "cannot decode in batches"):
+        described(copied)
 
 
 class TestFolders:
@@ -714,11 +721,56 @@ class TestTrust:
                 load_scorer(scorer, "cpu")
 
 
-def test_a_gpu_that_is_too_small_is_named_with_both_sizes(toyworld: ModelDescription) -> None:
-    gpu = SimpleNamespace(total_memory=8_000_000_000, name="Small GPU")
-    _refuse_too_large(7.9, gpu, toyworld)
-    with refusal("model: toyworld takes 8.1 GB in float32", "(Small GPU) has 8.0 GB"):
-        _refuse_too_large(8.1, gpu, toyworld)
+class TestOnAGpu:
+    """Of which these tests have none: its memory is told, and what would move there stays."""
+
+    @pytest.fixture(autouse=True)
+    def memory(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Bytes that are free."""
+        free = [10**9]
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 8 * 10**10))
+        return free
+
+    def test_what_does_not_fit_is_refused_with_both_sizes(
+        self, toyworld: ModelDescription, memory: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What had been moved when memory ran out is not free, but was."""
+        memory[0] = 300_000_000
+
+        def moves_some(*_: Any, **__: Any) -> None:
+            memory[0] = 0
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(diffusers.StableDiffusionInpaintPipeline, "to", moves_some)
+        with refusal("toyworld takes 0.0 GB in float32", "has 0.3 GB free", "offload: model"):
+            load_pipeline(toyworld, "cuda")
+
+    def test_a_part_that_does_not_fit_alone_is_refused_with_both_sizes(
+        self, toyworld: ModelDescription, memory: list[int]
+    ) -> None:
+        memory[0] = 10_000_000
+        with refusal("the unet of toyworld alone takes 0.0 GB", "has 0.0 GB free", "offload: sequential"):
+            load_pipeline(toyworld, "cuda", "model")
+
+    @pytest.mark.parametrize("offload", ["model", "sequential"])
+    def test_offloading_is_accelerates(
+        self, toyworld: ModelDescription, offload: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[tuple[str, str]] = []
+        for kind in ("model", "sequential"):
+            monkeypatch.setattr(
+                diffusers.DiffusionPipeline,
+                f"enable_{kind}_cpu_offload",
+                lambda _, device, kind=kind: asked.append((kind, device)),
+            )
+        load_pipeline(toyworld, "cuda", offload)
+        assert asked == [(offload, "cuda")]
+
+
+def test_without_a_compiler_compiling_is_refused() -> None:
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, refusal("engine.compile: ", "no-such-compiler", "such as g++", "compile: false"):
+        check_compiler("cpu")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import functools
 import gc
 import itertools
 import random
+import shutil
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -328,6 +329,51 @@ class TestHalfPrecision:
             assert farthest(pictured(item), half.expected(item.request)) <= 3
 
 
+class TestOffload:
+    """Accelerate's hooks, here with the CPU in place of a GPU."""
+
+    def test_of_whole_parts_draws_the_plain_pictures(self, load: Load) -> None:
+        bench = load("sdxl", "inpainting")
+        pipeline = load_pipeline(bench.model, "cpu")
+        pipeline.enable_model_cpu_offload(device="cpu")
+        requests = [bench.request(seed, num_inference_steps=2 + seed) for seed in range(3)]
+        bench.assert_plain(drained(replace(bench, pipeline=pipeline).engine(), requests), requests)
+
+    def test_a_gpu_computes_though_the_unet_waits_in_main_memory(
+        self, text: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No layer takes rows by a CPU's numbers, and rows are timed by the clock on the wall."""
+        pipeline = load_pipeline(text.model, "cpu")
+        pipeline.enable_model_cpu_offload(device="cpu")
+        engine = replace(text, pipeline=pipeline).engine()
+        assert engine._shared_rows is not None
+        for part in pipeline.components.values():
+            if hasattr(part, "_hf_hook"):
+                monkeypatch.setattr(part._hf_hook, "execution_device", torch.device("cuda"))
+        engine = replace(text, pipeline=pipeline).engine()
+        assert pipeline.unet.device.type == "cpu"
+        assert engine._shared_rows is None
+        assert not engine._on_cpu
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="NOT TESTED with a real compiler: needs g++")
+def test_compiled_blocks_draw_the_plain_pictures_and_are_compiled_once(load: Load) -> None:
+    """For real; it takes two minutes."""
+    bench = load("sd", "inpainting")
+    engine = replace(bench, pipeline=load_pipeline(bench.model, "cpu")).engine(rows=3)
+    torch._dynamo.utils.counters.clear()
+    engine.compile()
+    requests = [bench.request(seed, num_inference_steps=2, guidance_scale=1.0 + seed) for seed in range(2)]
+    bench.assert_plain(drained(engine, requests), requests)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    more = [bench.request(seed, num_inference_steps=3 + seed) for seed in range(3)]
+    bench.assert_plain(drained(engine, more), more)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 class TestRows:
     def test_guidance_off_takes_one_row(self, text: Bench, batches: list[int]) -> None:
         engine = text.engine(rows=4)
@@ -389,6 +435,12 @@ class TestRows:
         text.assert_plain(made, requests)
         assert batches[:2] == [8, 8]
         assert max(batches[4:]) == 4
+
+    def test_without_patience_every_call_is_a_tick(self, text: Bench, batches: list[int]) -> None:
+        engine, requests = text.engine(rows=4, patience=0.0), [text.request(seed) for seed in range(3)]
+        assert engine.advance(requests) == []
+        assert len(batches) == 1
+        text.assert_plain(drained_ticking(engine), requests)
 
     def test_work_comes_in_between_ticks(self, text: Bench, batches: list[int]) -> None:
         engine = text.engine(rows=8, patience=1.0)
@@ -453,7 +505,10 @@ class TestRows:
     def test_rows_are_measured_by_the_time_that_this_process_had(
         self, text: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Here calls are held up by others on the machine, the longer the more rows they have."""
+        """Here calls are held up by others on the machine, the longer the more rows they have.
+
+        Sixteen threads have sixteen seconds each second: the measurement does not end sixteen times as early.
+        """
         wall, own = [0.0], [0.0]
         clock = SimpleNamespace(perf_counter=lambda: wall[0], process_time=lambda: own[0])
         monkeypatch.setattr("workers.pipelines.slot_engine.time", clock)
@@ -463,7 +518,7 @@ class TestRows:
             wall[0] = own[0] + 10.0 * len(given[0]) ** 2
 
         handle = text.pipeline.unet.register_forward_pre_hook(slow)
-        monkeypatch.setattr("workers.pipelines.capacity.MOST_SECONDS", 1e9)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
         try:
             assert text.engine().fastest_rows(text.request()) == 16
         finally:
