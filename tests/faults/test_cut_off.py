@@ -79,7 +79,12 @@ def start(folder: Path, name: str, *words: str, inside: str | None = None) -> "s
     before = ["ip", "netns", "exec", inside] if inside else []
     with (folder / f"{name}.log").open("wb") as log:
         node = subprocess.Popen([*before, *ray_command], stdout=log, stderr=log, env=environment)
-    wait(lambda: b"Ray runtime started" in (folder / f"{name}.log").read_bytes(), f"the node {name}", 60)
+    try:
+        wait(lambda: b"Ray runtime started" in (folder / f"{name}.log").read_bytes(), f"the node {name}", 60)
+    except AssertionError:
+        node.terminate()
+        node.wait(60)
+        raise
     return node
 
 
