@@ -156,16 +156,18 @@ def compact(tables: Tables, target: int = TARGET_BYTES) -> dict[str, tuple[int, 
 
 def _groups(tables: Tables, table: str, target: int = TARGET_BYTES) -> list[list[str]]:
     """Runs of part files that lie beside each other and are together no larger than `target`, of two or more."""
-    sizes = tables.sizes(table)
+    parts = list(tables.parts(table))
+    sizes = tables.sizes(table)  # asked second: a part that was written meanwhile waits for the next compaction
     groups: list[list[str]] = []
     room = 0
-    for path in tables.parts(table):
-        if sizes[path] <= room:
+    for path in parts:
+        size = sizes.get(path, target + 1)  # gone meanwhile: it belongs to no group
+        if size <= room:
             groups[-1].append(path)
-            room -= sizes[path]
+            room -= size
         else:
             groups.append([path])
-            room = target - sizes[path]
+            room = target - size
     return [group for group in groups if len(group) > 1]
 
 

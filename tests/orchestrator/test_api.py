@@ -198,7 +198,7 @@ def test_the_same_file_again_generates_nothing_and_starts_nothing(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, root, first = finished
-    monkeypatch.setattr(RayPool, "_start", lambda _: pytest.fail("an actor was started without need"))
+    monkeypatch.setattr(RayPool, "_carry_out", lambda *_: pytest.fail("an actor was started without need"))
     again = api.run(path, root)
     assert (again.progress.generated, again.progress.images) == (0, CANDIDATES * INSTANCES)
     assert again.was_complete

@@ -668,7 +668,9 @@ class TestOnAGpu:
     def memory(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """Bytes that are free."""
         free = [10**9]
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 8 * 10**10))
+        gpu = SimpleNamespace(total_memory=8 * 10**10, name="a GPU")
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], gpu.total_memory))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
         return free
 
     def test_what_does_not_fit_is_refused_with_both_sizes(
