@@ -85,7 +85,7 @@ def check(tables: Tables) -> Health:
         rows = tables.read(table, columns)
         parts, sizes = tables.parts(table), tables.sizes(table)
         health.parts[table], health.rows[table] = len(parts), rows.num_rows
-        health.size[table] = sum(sizes[path] for path in parts)
+        health.size[table] = sum(sizes.get(path, 0) for path in parts)
         health.twice[table] = rows.num_rows - len(_first_rows(table, rows))
         health.leftovers += [
             path for path in sizes if _is_leftover(path) and tables.age(path) > LEFTOVER_SECONDS
