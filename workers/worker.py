@@ -1,5 +1,6 @@
 """The worker: generate, score, encode. A plain class, without Ray."""
 
+import hashlib
 import math
 import time
 from collections import deque
@@ -25,6 +26,9 @@ class Provenance:
     unet_calls: int | None
     seconds_generate: float
     seconds_score: float
+    sha256: str | None = (
+        None  # of the picture as it is encoded; made here, since the catalog has one writer for all
+    )
 
 
 @dataclass(frozen=True)
@@ -92,26 +96,23 @@ class Worker:
         finished = []
         for item in made:
             if isinstance(item.picture, Failed):
-                provenance = self._provenance(item, None, 0.0)
+                provenance = self._provenance(item, None, 0.0, None)
                 finished.append(Finished(item.request, item.picture, None, provenance, item.notes))
                 continue
             position = next(order)
             judged = _judged({name: scores[position] for name, scores in values.items()}, item.after)
             keep = not stored and item.after is None  # a look is no result
-            finished.append(
-                Finished(
-                    item.request,
-                    judged,
-                    encode(item.picture, item.request, self._format) if keep else None,
-                    self._provenance(item, item.picture, seconds),
-                    (*item.notes, *notes),
-                )
-            )
+            encoded = encode(item.picture, item.request, self._format) if keep else None
+            provenance = self._provenance(item, item.picture, seconds, encoded)
+            finished.append(Finished(item.request, judged, encoded, provenance, (*item.notes, *notes)))
         return finished
 
-    def _provenance(self, item: Generated, picture: Image.Image | None, seconds_score: float) -> Provenance:
+    def _provenance(
+        self, item: Generated, picture: Image.Image | None, seconds_score: float, encoded: bytes | None
+    ) -> Provenance:
         width, height = picture.size if picture else (0, 0)
-        return Provenance(self._device, width, height, item.unet_calls, item.seconds, seconds_score)
+        sha256 = None if encoded is None else hashlib.sha256(encoded).hexdigest()
+        return Provenance(self._device, width, height, item.unet_calls, item.seconds, seconds_score, sha256)
 
 
 def _judged(scores: Mapping[str, float], after: int | None) -> Outcome:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from orchestrator.catalog import Judged, Unscored
 from orchestrator.catalog.ids import Index, key, keys
-from orchestrator.catalog.schema import image_rows, score_rows, trial_row
+from orchestrator.catalog.schema import image_row, score_rows, trial_row
 from orchestrator.catalog.tables import Tables
 from orchestrator.pool import Done, PngPicture
 from search_spaces.models import PIXEL_SCORERS
@@ -72,7 +72,7 @@ class ParquetCatalog:
         images = [
             item for item in done if _belongs_in_images(item) and item.request.image_id not in self._images
         ]
-        self._tables.append("images", image_rows(images, self._study))
+        self._tables.append("images", [image_row(item, self._study) for item in images])
         for item in images:
             self._images.add(item)
         scores = {_score_key(row): row for item in done for row in score_rows(item, self._study)}

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -173,23 +171,12 @@ def version(package: str) -> str:
     return metadata.version(package)
 
 
-HASHERS = 4
-"""Threads, of which each hashes half a gigabyte and more in a second."""
-
-
-def image_rows(done: Sequence[Done], study: Study) -> list[dict[str, object]]:
-    """Finished requests as rows of `images`; the pictures, megabytes together, are hashed by a few threads."""
-    pictures = [item.picture.png() if item.picture else None for item in done]
-    with ThreadPoolExecutor(min(HASHERS, os.cpu_count() or 1)) as threads:
-        hashes = list(threads.map(_sha256, pictures))
-    return [_image_row(*row, study) for row in zip(done, pictures, hashes, strict=True)]
-
-
-def _sha256(picture: bytes | None) -> str | None:
-    return None if picture is None else hashlib.sha256(picture).hexdigest()
-
-
-def _image_row(done: Done, png: bytes | None, sha256: str | None, study: Study) -> dict[str, object]:
+def image_row(done: Done, study: Study) -> dict[str, object]:
+    """A finished request as a row of `images`; its picture is hashed here where its worker has not done so."""
+    png = done.picture.png() if done.picture else None
+    sha256 = done.provenance.sha256
+    if png is not None and sha256 is None:
+        sha256 = hashlib.sha256(png).hexdigest()
     request, model = done.request, study.model
     settings = dict(request.settings)
     size = done.provenance.width, done.provenance.height
@@ -198,7 +185,7 @@ def _image_row(done: Done, png: bytes | None, sha256: str | None, study: Study) 
     return {
         "image_id": request.image_id,
         "image": None if png is None else {"bytes": png, "path": f"{request.image_id}{suffix(png)}"},
-        "sha256": sha256,
+        "sha256": sha256 if png is not None else None,
         "file_bytes": None if png is None else len(png),
         "status": failed.kind if failed else "ok",
         "reason": failed.reason if failed else None,

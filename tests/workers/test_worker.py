@@ -1,5 +1,6 @@
 """The worker: every request ends in one outcome with its own picture, scores and provenance."""
 
+import hashlib
 import io
 import json
 import math
@@ -159,6 +160,9 @@ class TestProvenance:
         assert (made.provenance.width, made.provenance.height) == (24, 16)
         assert (made.provenance.unet_calls, made.provenance.seconds_generate) == (7, 0.25)
         assert made.provenance.seconds_score > 0
+        assert made.png is not None
+        assert made.provenance.sha256 == hashlib.sha256(made.png).hexdigest()
+        assert lost.provenance.sha256 is None
         assert (lost.provenance.width, lost.provenance.height) == (0, 0)
         assert (lost.provenance.unet_calls, lost.provenance.seconds_generate) == (None, 0.5)
         assert lost.provenance.seconds_score == 0

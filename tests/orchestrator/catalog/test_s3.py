@@ -161,6 +161,7 @@ settings: {num_inference_steps: 2, negative_prompt: ""}
 """
 
 
+@pytest.mark.faults
 def test_the_whole_command_line_on_an_object_store(
     root: str,
     server: Proxy,
