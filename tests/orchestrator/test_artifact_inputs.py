@@ -123,7 +123,7 @@ def test_what_cannot_be_had_is_a_sentence_with_its_key(
     )
     recorder.put_artifact("friends", "texts", "1.0.0", {"cat.png": b"no picture"})
     assert "inputs[0].image: " in (line := said("photos:latest/cats/cat.png", "texts/cat.png"))
-    assert line.endswith("is not an image that Pillow can read; use PNG or JPEG")
+    assert line.endswith("is not an image that is read here; use PNG or JPEG")
     recorder.stop()
     assert said("photos:latest", "photos:best") == (
         "latentsweep: dragon.yaml: inputs[0].image: comet://friends/photos:best/cats/cat.png cannot be had: "
