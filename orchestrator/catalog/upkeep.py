@@ -157,7 +157,9 @@ def compact(tables: Tables, target: int = TARGET_BYTES) -> dict[str, tuple[int, 
 def _groups(tables: Tables, table: str, target: int = TARGET_BYTES) -> list[list[str]]:
     """Runs of part files that lie beside each other and are together no larger than `target`, of two or more."""
     parts = list(tables.parts(table))
-    sizes = tables.sizes(table)  # asked second: a part that was written meanwhile waits for the next compaction
+    sizes = tables.sizes(
+        table
+    )  # asked second: a part that was written meanwhile waits for the next compaction
     groups: list[list[str]] = []
     room = 0
     for path in parts:
