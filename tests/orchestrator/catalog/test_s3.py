@@ -184,9 +184,10 @@ def test_the_whole_command_line_on_an_object_store(
     images = Tables(root).read("images", ["image_id"])["image_id"].to_pylist()
     assert f"images: {len(images)} generated, 0 reused" in out
     assert f"catalog: {root}/catalog" in out
-    puts = list(server.puts)
+    puts = len(server.puts)
     assert "finished before" in said("run", "small.yaml", "--workers", "1", "--quiet")
-    assert server.puts == puts, "nothing is made or written twice"
+    written = [put for put in server.puts[puts:] if "/catalog/" in put]
+    assert written == [], "nothing is made or written twice"
     assert "best:" in said("report", "small")
     assert f"small: {len(images) // 2} trials, {len(images)} images" in said("ls")
     assert f"{len(images)} pictures of small" in said("export", "small", "--to", "folder", "pictures")
