@@ -139,7 +139,8 @@ def started(folder: Path, bucket: str) -> tuple["subprocess.Popen[bytes]", int]:
         ]
         options += [f"-{role}.port={ports[i]}" for i, role in enumerate(ROLES)]
         options += [f"-{role}.port.grpc={ports[i + len(ROLES)]}" for i, role in enumerate(ROLES)]
-        options += ["-s3.port.iceberg=0", "-metricsPort=0", "-master.volumeSizeLimitMB=64", "-volume.max=16"]
+        options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-metricsPort=0"]
+        options += ["-master.volumeSizeLimitMB=64", "-volume.max=16"]
         with (folder / "log").open("ab") as log:
             process = subprocess.Popen([program, "-logtostderr", "server", *options], stdout=log, stderr=log)
         port = ports[ROLES.index("s3")]
