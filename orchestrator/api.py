@@ -23,8 +23,8 @@ import pyarrow as pa
 from PIL import Image
 from rich.console import Console
 
+from orchestrator import comet_study, resolving, wiring
 from orchestrator import studies as studies_module
-from orchestrator import wiring
 from orchestrator.catalog import upkeep
 from orchestrator.catalog.frames import joined
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
@@ -107,7 +107,7 @@ def plan(study_file: str | Path, root: str = DEFAULT_ROOT) -> Plan:
 
     Raises InputError with one sentence for whatever is wrong.
     """
-    resolved = wiring.resolve(Path(study_file), root, _local_gpus)
+    resolved = resolving.resolve(Path(study_file), root, _local_gpus)
     known = ParquetCatalog(Tables(root), resolved.study).image_ids
     study = resolved.study
     past = past_trials(Tables(root), study.name, needed=study.measures)
@@ -159,18 +159,18 @@ def run(
             session.enter_context(connect())
             return cluster_gpus()
 
-        resolved = wiring.resolve(Path(study_file), root, gpus)
+        resolved = resolving.resolve(Path(study_file), root, gpus)
         wiring.check_comet(resolved.study, Path(study_file))
-        wiring.check_writable(root)
+        resolving.check_writable(root)
         if clustered and not gpus():
-            wiring.check_gpu(resolved.study, Path(study_file), address or os.environ["RAY_ADDRESS"])
+            resolving.check_gpu(resolved.study, Path(study_file), address or os.environ["RAY_ADDRESS"])
         folder = StudyFolder(root, resolved.study.name)
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)
             board = wiring.make_dashboard(resolved.study, root, dashboard)
             crew = wiring.crew(resolved.study, workers, gpus(), batch)
             cluster = wiring.Cluster(root, workers) if clustered else None
-            pool = wiring.make_pool(resolved, crew, connect, cluster, say)
+            pool = wiring.make_pool(resolved.study, resolved.images, crew, connect, cluster, say)
             figures = session.enter_context(Metrics(resolved.study.name, metrics)) if metrics else None
             for warning in resolved.warnings:
                 say(f"note: {warning}")
@@ -228,7 +228,7 @@ def submit(
     checked on the cluster.
     """
     path = Path(study_file)
-    wiring.check_local_inputs(study_files.load(path), path)
+    resolving.check_local_inputs(study_files.load(path), path)
     return server.submit(path, root, arguments)
 
 
@@ -532,7 +532,7 @@ def _comet(
     folder = _comet_folder(study, root)
     log_file = folder.path.absolute() / "comet.log"
     try:
-        return sync_in_child(wiring.comet_source(root, study), folder.comet, log_file, only_list, told)
+        return sync_in_child(comet_study.comet_source(root, study), folder.comet, log_file, only_list, told)
     except CometError as error:
         raise InputError(f"comet: {error}") from None
 

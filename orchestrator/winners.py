@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.catalog.tables import Tables
+from orchestrator.comet_study import comet_key
 from orchestrator.report.results import Results
 from orchestrator.report.statistics import Ranked, front, ranking
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking.comet.content import CometStudy
 from orchestrator.tracking.comet.publish import Publication, PublishedFile
-from orchestrator.wiring import comet_key
 from search_spaces.errors import InputError
 from search_spaces.requests import Value
 from search_spaces.study import Study

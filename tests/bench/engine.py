@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from orchestrator import wiring
+from orchestrator import resolving, wiring
 from search_spaces.requests import ImageRequest, Value
 from search_spaces.study import Study
 from tests.bench.run import STUDY, run_figures
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with tempfile.TemporaryDirectory() as root:
-        resolved = wiring.resolve(options.study, root, torch.cuda.device_count)
+        resolved = resolving.resolve(options.study, root, torch.cuda.device_count)
     figures = engine_figures(resolved.study, dict(resolved.images), options)
     if options.run:
         figures |= run_figures(resolved, options.quick)

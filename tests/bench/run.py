@@ -27,7 +27,7 @@ import torch
 from diffusers import AutoPipelineForInpainting
 from transformers import CLIPModel, CLIPProcessor
 
-from orchestrator import wiring
+from orchestrator import resolving, wiring
 from orchestrator.catalog.parquet import ParquetCatalog
 from orchestrator.catalog.tables import Tables
 from orchestrator.ray_session import ray_session
@@ -44,7 +44,7 @@ STUDY = Path(__file__).parents[2] / "studies" / "cat-to-dragon.yaml"
 class PlainLoop:
     """What one writes by hand: one plain pipeline call per image, CLIP by transformers, a PNG on disk."""
 
-    def __init__(self, resolved: wiring.Resolved, folder: Path) -> None:
+    def __init__(self, resolved: resolving.Resolved, folder: Path) -> None:
         study = resolved.study
         model, clip = local_folder(study.model.location), local_folder(study.scorer.location)
         self.pipeline = AutoPipelineForInpainting.from_pretrained(str(model), dtype=torch.float32)
@@ -100,13 +100,13 @@ class Pace:
 
 
 def run_pace(
-    resolved: wiring.Resolved, root: Path, workers: int | None, threads: int | None, batch: int
+    resolved: resolving.Resolved, root: Path, workers: int | None, threads: int | None, batch: int
 ) -> Pace:
     """A run of the study into an empty root, in its steady state."""
     study = resolved.study
     crew = wiring.crew(study, workers, 0, batch)
     crew = replace(crew, threads=threads) if threads else crew
-    pool = wiring.make_pool(resolved, crew, partial(ray_session, None))
+    pool = wiring.make_pool(resolved.study, resolved.images, crew, partial(ray_session, None))
     pace = Pace()
     try:
         catalog = ParquetCatalog(Tables(root), study)
@@ -173,7 +173,7 @@ def demo_figures(root: Path) -> dict[str, float]:
     }
 
 
-def crews(resolved: wiring.Resolved, folder: Path) -> dict[str, float]:
+def crews(resolved: resolving.Resolved, folder: Path) -> dict[str, float]:
     """Images per second of actors × threads and of batch sizes, the rest alike."""
     cores = len(os.sched_getaffinity(0))
     shapes = [(1, cores, 8)] + [(cores, 1, batch) for batch in (8, 16, 4)]
@@ -187,7 +187,9 @@ def crews(resolved: wiring.Resolved, folder: Path) -> dict[str, float]:
     return figures
 
 
-def run_figures(resolved: wiring.Resolved, quick: bool = False, all_crews: bool = False) -> dict[str, float]:
+def run_figures(
+    resolved: resolving.Resolved, quick: bool = False, all_crews: bool = False
+) -> dict[str, float]:
     """The figures of the whole command on a study."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -235,7 +237,7 @@ def main() -> None:
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     with tempfile.TemporaryDirectory() as folder:
-        resolved = wiring.resolve(STUDY, str(Path(folder) / "runs"), lambda: 0)
+        resolved = resolving.resolve(STUDY, str(Path(folder) / "runs"), lambda: 0)
     figures = run_figures(resolved, options.quick, options.crews)
     width = max(len(figure) for figure in figures)
     for figure, value in figures.items():

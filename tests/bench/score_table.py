@@ -143,11 +143,11 @@ def looks_after(calls: int) -> list[int]:
 
 def bench_study(axes: Mapping[str, Domain] = AXES, seeds: int = SEEDS) -> "tuple[Study, Mapping[str, bytes]]":
     """The study that the table is of, and its input images as PNG by pixel hash."""
-    from orchestrator import wiring
+    from orchestrator import resolving
     from workers.png import encode_png
 
     with tempfile.TemporaryDirectory() as root:
-        resolved = wiring.resolve(STUDY, root, lambda: 0)
+        resolved = resolving.resolve(STUDY, root, lambda: 0)
     settings = {name: value for name, value in resolved.study.settings.items() if name not in axes}
     # Its own words, whose style the settings have to find, so that the example may change without the table.
     words = {"prompt": "a green dragon", "score_text": "a realistic green dragon"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator import wiring
+from orchestrator import resolving, wiring
 from search_spaces.requests import Failed
 from tests.bench.engine import drawn, main, workload
 from tests.bench.true_sizes import write
@@ -20,7 +20,7 @@ pytestmark = SCHEDULER_NOISE
 def test_the_engine_draws_with_it(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = write(family, tmp_path, width=0.1, dtype="float32")
-    resolved = wiring.resolve(path, str(tmp_path / "runs"), lambda: 0)
+    resolved = resolving.resolve(path, str(tmp_path / "runs"), lambda: 0)
     small = {**resolved.study.settings, "width": 64, "height": 64}
     engine_spec = resolved.study.engine.model_copy(update={"rows": 4})
     study = resolved.study.model_copy(update={"settings": small, "engine": engine_spec})

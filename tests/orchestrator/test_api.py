@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from rich.console import Console
 
-from orchestrator import api, wiring
+from orchestrator import api, comet_study, wiring
 from orchestrator.catalog.parquet import past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import RayPool
@@ -320,7 +320,7 @@ def test_thinned_images_are_the_best(
     study = json.loads(pinned.read_text(encoding="utf-8"))
     study["comet"]["images"] = rule
     pinned.write_text(json.dumps(study), encoding="utf-8")
-    content = wiring.comet_content(str(tmp_path / "runs"), "dragon")
+    content = comet_study.comet_content(str(tmp_path / "runs"), "dragon")
     sent = {image.image_id: image for image in content.images()}
     assert len(sent) == count
     rows = api.frame("dragon", root, pictures=False).to_pandas()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from orchestrator import cli, wiring
+from orchestrator import cli, resolving
 from orchestrator.study_folder import StudyFolder
 from search_spaces.errors import InputError
 from tests.comet_recorder import API_KEY, CometRecorder
@@ -45,8 +45,8 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CometR
         yield recorder
 
 
-def resolved() -> wiring.Resolved:
-    return wiring.resolve(Path("dragon.yaml"), "runs", lambda: 0)
+def resolved() -> resolving.Resolved:
+    return resolving.resolve(Path("dragon.yaml"), "runs", lambda: 0)
 
 
 def test_an_alias_is_resolved_once_and_stays(
@@ -67,7 +67,7 @@ def test_an_alias_is_resolved_once_and_stays(
             "comet://friends/photos/mask.png", str(STUDIES / "cat-mask.png")
         )
     )
-    (local,) = wiring.resolve(Path("local.yaml"), "elsewhere", lambda: 0).study.inputs
+    (local,) = resolving.resolve(Path("local.yaml"), "elsewhere", lambda: 0).study.inputs
     assert (local.image, local.mask, local.image_artifact) == (item.image, item.mask, None)
 
     folder.pin(made.study, made.text, made.images)

@@ -16,7 +16,7 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from orchestrator import cli, wiring
+from orchestrator import cli, resolving, wiring
 from orchestrator.plan import remember_rate
 from orchestrator.ray_pool import RayPool
 from orchestrator.study_folder import StudyFolder
@@ -214,7 +214,7 @@ def test_a_storage_that_cannot_be_reached(
 
 
 def _export_complaint(storage: str, capsys: pytest.CaptureFixture[str]) -> str:
-    resolved = wiring.resolve(Path("dragon.yaml"), "runs", lambda: 0)
+    resolved = resolving.resolve(Path("dragon.yaml"), "runs", lambda: 0)
     StudyFolder("runs", "dragon").pin(resolved.study, resolved.text, resolved.images)
     return complaint(capsys, "export", "dragon", "--to", "optuna", storage)
 
@@ -329,7 +329,7 @@ def test_a_missing_study_file(path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_folder_that_belongs_to_another_study(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = wiring.resolve(path, "runs", lambda: 0)
+    study = resolving.resolve(path, "runs", lambda: 0)
     StudyFolder("runs", "dragon").pin(study.study, study.text, study.images)
     path.write_text(STUDY.replace("seeds: 2", "settings: {eta: 0.5}"), encoding="utf-8")
     said = complaint(capsys, "run", str(path))
@@ -382,7 +382,7 @@ def test_plan_says_what_a_budget_of_seconds_is_likely_to_last_for(
     assert "likely too few" not in capsys.readouterr().out
     root = path.parent / "runs"
     root.mkdir()
-    remember_rate(wiring.resolve(path, str(root), lambda: 0).study, str(root), 8.0)
+    remember_rate(resolving.resolve(path, str(root), lambda: 0).study, str(root), 8.0)
     assert cli.main(["plan", str(path)]) == 0
     out = capsys.readouterr().out
     # 2 instances × 20 steps × 2 rows with guidance
@@ -426,7 +426,7 @@ def test_several_options_of_schedulers_are_each_tried_with_their_own_values(path
         "  solver_order: [2, 3]"
     )
     path.write_text(STUDY.replace("strength: [0.3, 1.0]", space), encoding="utf-8")
-    study = wiring.resolve(path, "runs", lambda: 0).study
+    study = resolving.resolve(path, "runs", lambda: 0).study
     assert study.space.axes["solver_order"].points() == (2, 3)
 
 
@@ -454,7 +454,7 @@ def test_an_internal_error_is_a_sentence_and_exit_code_1(
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(wiring, "resolve", fail)
+    monkeypatch.setattr(resolving, "resolve", fail)
     assert cli.main(["plan", str(path)]) == 1
     assert "RuntimeError: a bug" in capsys.readouterr().err
 

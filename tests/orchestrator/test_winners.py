@@ -10,6 +10,7 @@ import pytest
 from orchestrator import api, cli
 from orchestrator.catalog.parquet import ParquetCatalog
 from orchestrator.catalog.tables import Tables
+from orchestrator.comet_study import comet_key
 from orchestrator.pool import InProcessPool
 from orchestrator.report.statistics import ranking
 from orchestrator.study_folder import StudyFolder
@@ -17,7 +18,6 @@ from orchestrator.sweep import sweep
 from orchestrator.tracking import NullTracker
 from orchestrator.tracking.comet.inputs import Fetched, Wanted, fetch
 from orchestrator.winners import winners
-from orchestrator.wiring import comet_key
 from search_spaces.artifacts import parse_artifact_file
 from search_spaces.errors import InputError
 from tests.comet_recorder import API_KEY, Asset, CometRecorder, Fault

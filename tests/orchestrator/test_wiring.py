@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator import wiring
+from orchestrator import resolving, wiring
 from search_spaces.errors import InputError
 from search_spaces.requests import ImageRequest
 from search_spaces.study_file import EngineSpec
@@ -21,19 +21,19 @@ pytestmark = SCHEDULER_NOISE
 
 
 @pytest.fixture
-def resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> wiring.Resolved:
+def resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> resolving.Resolved:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return wiring.resolve(study_file(tmp_path), str(tmp_path / "runs"), lambda: 0)
+    return resolving.resolve(study_file(tmp_path), str(tmp_path / "runs"), lambda: 0)
 
 
-def engine_of(resolved: wiring.Resolved, pipeline: Any = None, **spec: Any) -> SlotEngine:
+def engine_of(resolved: resolving.Resolved, pipeline: Any = None, **spec: Any) -> SlotEngine:
     study = resolved.study.model_copy(update={"engine": EngineSpec(**spec)})
     pipeline = pipeline or load_pipeline(study.model, "cpu")
     return wiring.make_engine(study, pipeline, dict(resolved.images), "cpu")
 
 
 def test_rows_are_measured_once_and_then_remembered(
-    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+    resolved: resolving.Resolved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = engine_of(resolved)
     assert first.rows in {2**power for power in range(1, 9)}
@@ -66,21 +66,21 @@ def test_rows_are_measured_for_each_size_that_inputs_give(
             f"inputs:\n{inputs}space: {{strength: [0.5, 1.0]}}\n",
             encoding="utf-8",
         )
-        study = wiring.resolve(path, str(tmp_path / "runs"), lambda: 0)
+        study = resolving.resolve(path, str(tmp_path / "runs"), lambda: 0)
         rows.append(engine_of(study).rows)
     assert measured == [32, 96, 64]
     assert rows == [32, 32, 10, 16, 10]
 
 
 def test_rows_that_are_asked_for_are_not_measured(
-    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+    resolved: resolving.Resolved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SlotEngine, "fastest_rows", lambda *_: pytest.fail("measured"))
     assert engine_of(resolved, rows=6).rows == 6
 
 
 def test_without_a_compiler_there_is_no_compiled_engine(
-    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+    resolved: resolving.Resolved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found out before rows are measured."""
     monkeypatch.setattr(SlotEngine, "fastest_rows", lambda *_: pytest.fail("measured"))
@@ -90,7 +90,7 @@ def test_without_a_compiler_there_is_no_compiled_engine(
 
 
 def test_a_compiled_engine_pads_its_batches(
-    resolved: wiring.Resolved, monkeypatch: pytest.MonkeyPatch
+    resolved: resolving.Resolved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks are replaced by what they would be compiled to; compiling itself takes minutes."""
     monkeypatch.setattr("workers.pipelines.loading.check_compiler", lambda _: None)
@@ -110,6 +110,6 @@ def test_a_compiled_engine_pads_its_batches(
     assert isinstance(made[0].picture, Image.Image)
 
 
-def test_offload_needs_a_gpu(resolved: wiring.Resolved) -> None:
+def test_offload_needs_a_gpu(resolved: resolving.Resolved) -> None:
     with pytest.raises(InputError, match=r"engine\.offload: model needs a GPU"):
         load_pipeline(resolved.study.model, "cpu", "model")
