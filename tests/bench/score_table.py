@@ -42,6 +42,9 @@ AXES: Mapping[str, Domain] = {
     "strength": Choices(values=(0.4, 0.6, 0.8, 1.0)),
     "negative_prompt": Choices(values=("", "cartoon")),
 }
+WHENCE = {"image_name", "mask_name", "image_artifact", "mask_artifact"}
+"""What tells of an input where it came from, and not what it is."""
+
 SEEDS = 80
 LOOK_SHARES = (1 / 8, 1 / 4, 1 / 2)
 BLOCKS = 57
@@ -168,7 +171,7 @@ def facts(study: Study) -> dict[str, Any]:
         "scorer": study.scorer.id,
         "dtype": study.model.dtype,
         "pixel revision": PIXEL_REVISION,
-        "inputs": [each.model_dump(exclude={"image_name", "mask_name"}) for each in study.inputs],
+        "inputs": [each.model_dump(exclude=WHENCE) for each in study.inputs],
         "fixed settings": dict(study.settings),
         "space": {name: list(domain.points() or ()) for name, domain in study.space.axes.items()},
         "seeds": list(study.seeds),
