@@ -26,6 +26,7 @@ from search_spaces.space import Survey
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.halving import Halving
+from search_spaces.strategies.racing import smallest_significant
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.strategies.validation import Validation
@@ -113,20 +114,49 @@ def _sampler(study: Study, past: Sequence[PastTrial]) -> Strategy:
     from search_spaces.strategies.optuna_sampler import OptunaSampler
 
     assert study.search.trials is not None
+    # A sampler that starts again after a stop must not draw what it drew before.
+    sampler = make_optuna_sampler(study, study.search.seed + len(past))
+    if _is_worth_a_model(study):
+        from search_spaces.strategies.modelled import ModelledSampler
+
+        ((objective, direction),) = study.objectives.items()
+        return ModelledSampler(
+            study.space,
+            study.judge,
+            len(study.instances),
+            objective,
+            direction,
+            study.search.trials,
+            sampler,
+            seed=study.search.seed,
+            past=past,
+            enqueue=study.first,
+            baseline=study.baseline,
+        )
     return OptunaSampler(
         study.space,
         study.judge,
         len(study.instances),
         study.objectives,
         study.search.trials,
-        # A sampler that starts again after a stop must not draw what it drew before.
-        make_optuna_sampler(study, study.search.seed + len(past)),
+        sampler,
         seed=study.search.seed,
         past=past,
         constraints=study.constraints,
         enqueue=study.first,
         racing=study.search.racing == "auto",
     )
+
+
+def _is_worth_a_model(study: Study) -> bool:
+    """Whether TPE's race is decided by a model: one objective, a lattice, and enough trials of several instances."""
+    from search_spaces.strategies.modelled import FEWEST
+
+    search, size = study.search, study.space.size
+    raced = search.strategy == "tpe" and search.racing == "auto"
+    raced &= len(study.instances) >= smallest_significant()
+    alone = len(study.objectives) == 1 and not study.constraints
+    return raced and alone and size is not None and min(search.trials or 0, size) >= FEWEST
 
 
 def make_optuna_sampler(study: Study, seed: int) -> "BaseSampler":

@@ -56,19 +56,29 @@ class Outcomes:
 
 
 class Surrogate:
-    """The process over some settings. It remembers its last fit, to begin the next one there."""
+    """The process over some settings. It remembers its last fit, to begin the next one there.
 
-    def __init__(self, settings: Sequence[Settings]) -> None:
+    One over more settings begins at the fit of one over fewer, its `forerunner`.
+    """
+
+    def __init__(self, settings: Sequence[Settings], forerunner: "Surrogate | None" = None) -> None:
         self._points, self._ordered = coordinates(settings)
         names = len(self._ordered)
         medians = list(PRIOR.values())
         self._prior = np.log([*[medians[0]] * names, *medians[1:]])
         self._logs, self._scale = self._prior, 1.0
+        if forerunner is not None and len(forerunner._logs) == len(
+            self._prior
+        ):  # else a name has come to vary
+            self._logs = forerunner._logs
         self.foretells = 0.0
-        """How well each of the outcomes last given was foretold by the others: Pearson's correlation."""
+        """How well each of the outcomes last fitted to was foretold by the others: Pearson's correlation."""
 
-    def values(self, known: Outcomes, of: Ints) -> tuple[Floats, Floats]:
-        """The mean and the covariance of level + f + h of some settings, given at least one outcome of any."""
+    def values(self, known: Outcomes, of: Ints, refit: bool = True) -> tuple[Floats, Floats]:
+        """The mean and the covariance of level + f + h of some settings, given at least one outcome of any.
+
+        Without `refit` lengths and variances stay as they were last fitted.
+        """
         from scipy.linalg import (
             solve_triangular,
         )  # half a second, which a study without races need not wait for
@@ -76,10 +86,12 @@ class Surrogate:
         centre, scale = float(known.scores.mean()), float(known.scores.std()) or 1.0
         known = Outcomes(known.settings, known.instances, (known.scores - centre) / scale, known.looks)
         self._scale = scale
-        self._fit(known)
+        if refit:
+            self._fit(known)
         covariance = _Covariance(known, self._distances(known.settings, known.settings))
         root = np.asarray(np.linalg.cholesky(LEVEL + sum(covariance.parts(self._logs))), np.float64)
-        self.foretells = _foretold(root, known.scores)
+        if refit:
+            self.foretells = _foretold(root, known.scores)
         seen = solve_triangular(root, self._alike(known.settings, of), lower=True)
         mean = seen.T @ solve_triangular(root, known.scores, lower=True)
         return centre + scale * mean, scale**2 * (self._alike(of, of) - seen.T @ seen)
