@@ -250,7 +250,7 @@ class ModelledSampler:
         known = [place for place in rest if place in self._worth]
         if known:
             return max(known, key=lambda place: self._worth[place][1])
-        if new or self._awaits:  # what is proposed or under way may be worth more than what is left
+        if self._awaits:  # what is under way may be worth more than what is left
             return None
         return next((place for place in begun if self._is_baseline(place)), None)
 
@@ -343,13 +343,13 @@ class ModelledSampler:
         if ended:  # the model's draws and samples are by place in this list, and numbers are for ever
             places.sort(key=lambda place: self._entries[place].number or 0)
         if sum(len(self._entries[place].outcomes) for place in places) > MOST_OUTCOMES:
-            total, kept = 0, []
+            total, kept = 0, set[int]()
             for place in sorted(places, key=lambda p: -self._worth.get(p, (0.0, math.inf))[1]):
-                total += len(self._entries[place].outcomes)
-                if total > MOST_OUTCOMES:
-                    break
-                kept.append(place)
-            places = [place for place in places if place in set(kept)]
+                count = len(self._entries[place].outcomes)
+                if total + count <= MOST_OUTCOMES:
+                    total += count
+                    kept.add(place)
+            places = [place for place in places if place in kept]
         scores = [
             (row, instance, score)
             for row, place in enumerate(places)

@@ -8,9 +8,14 @@ import torch
 from PIL import Image
 
 from orchestrator import resolving, wiring
+from search_spaces.domains import Domain, FloatRange, IntRange
 from search_spaces.errors import InputError
+from search_spaces.objectives import Constraint
 from search_spaces.requests import ImageRequest
-from search_spaces.study_file import EngineSpec
+from search_spaces.space import Space
+from search_spaces.strategies.modelled import ModelledSampler
+from search_spaces.study_file import EngineSpec, SearchSpec
+from tests.orchestrator.studies import small_study
 from tests.orchestrator.test_api import study_file
 from tests.workers.helpers import SCHEDULER_NOISE
 from tests.workers.tiny_models import save_tiny_sd
@@ -113,3 +118,32 @@ def test_a_compiled_engine_pads_its_batches(
 def test_offload_needs_a_gpu(resolved: resolving.Resolved) -> None:
     with pytest.raises(InputError, match=r"engine\.offload: model needs a GPU"):
         load_pipeline(resolved.study.model, "cpu", "model")
+
+
+LATTICE: dict[str, Domain] = {
+    "num_inference_steps": IntRange(low=1, high=8),
+    "guidance_scale": FloatRange(low=1.5, high=8.5, step=1.0),
+}
+"""64 cells."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "search", "modelled"),
+    [
+        ({}, {}, True),
+        ({}, {"racing": "off"}, False),
+        ({}, {"strategy": "random"}, False),
+        ({}, {"trials": 63}, False),
+        ({"seeds": (1, 2, 3)}, {}, False),
+        ({"constraints": (Constraint("clip_score", ">=", 20.0),)}, {}, False),
+        ({"directions": {"clip_score": "maximize", "gpu_seconds": "minimize"}}, {}, False),
+        ({"space": Space(axes={**LATTICE, "guidance_scale": FloatRange(low=1, high=9)})}, {}, False),
+        ({"space": Space(axes={**LATTICE, "guidance_scale": FloatRange(low=1, high=7, step=1)})}, {}, False),
+    ],
+)
+def test_tpe_is_raced_by_a_model_where_one_helps(
+    changes: dict[str, Any], search: dict[str, Any], modelled: bool
+) -> None:
+    spec = SearchSpec.model_validate({"strategy": "tpe", "trials": 64, **search})
+    study = small_study(seeds=4).model_copy(update={"space": Space(axes=LATTICE), "search": spec, **changes})
+    assert isinstance(wiring.make_strategy(study, []), ModelledSampler) == modelled
