@@ -198,7 +198,7 @@ def figures(quick: bool) -> dict[str, float]:
         folder = Path(name)
         told = sink(recorder, folder, 200 if quick else 2_000)
         told |= sync(recorder, folder, 1_000 if quick else 10_000)
-        return told | stream(recorder, folder, 4 if quick else 16, 1 if quick else 5)
+        return told | stream(recorder, folder, 4 if quick else 64, 1 if quick else 5)
 
 
 def main() -> None:

@@ -75,6 +75,7 @@ class CometStream:
             (source, score, self._scratch, fallback is not None),
             environment(online=True, scratch=self._scratch),
             log,
+            background=True,  # where all cores draw, the closing sync sends what is left
         )
         self._offline: str | None = None  # why, once the child has said so
         self._told = self._stored = 0
@@ -191,7 +192,6 @@ def stream_task(
     tell: Tell, inbox: Inbox, source: Source, score: str, scratch: Path, may_be_offline: bool
 ) -> dict[str, Any] | None:
     """The child's task: send what is offered, then make the rest agree; None where it stays offline."""
-    _step_back()
     pace, content = Pace(), source()
     remote: Experiment | None = None
     try:
@@ -218,17 +218,6 @@ def stream_task(
             return asdict(_closing(source, content, remote, scratch, pace, end))
         window.take(record)
     return None
-
-
-def _step_back() -> None:
-    """Work in time that nobody else wants: Ray's workers are at niceness 15, and 19 beside it is a third of it.
-
-    Threads that are begun later inherit it. Where all cores draw, the closing sync sends what is left.
-    """
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _step_forward() -> None:

@@ -91,6 +91,15 @@ def expect_each_once(recorder: CometRecorder) -> None:
     assert recorder.files(KEY)["cats.yaml"] == FILE
 
 
+@pytest.mark.usefixtures("recorder")
+def test_while_a_run_lasts_its_child_takes_the_time_that_nobody_wants(tmp_path: Path) -> None:
+    run = Run(tmp_path).started()
+    assert os.getpriority(os.PRIO_PROCESS, run.tracker.pid) == 19
+    if hasattr(os, "SCHED_IDLE"):
+        assert os.sched_getscheduler(run.tracker.pid) == os.SCHED_IDLE
+    run.tracker.abandon()
+
+
 def test_a_run_arrives_while_it_runs_and_the_end_says_so(recorder: CometRecorder, tmp_path: Path) -> None:
     run = Run(tmp_path).started()
     assert run.lines == [f"Comet: streaming to http://127.0.0.1:{recorder.port}/friends/dragons/{KEY}"]
