@@ -461,6 +461,7 @@ LONG = STUDY.replace("seeds: 2", "seeds: 6").replace("[2, 4]", "[20, 30]") + "co
 LONG_IMAGES = (2 * 2 * 3 + 1) * 6  # and the model's own settings
 
 
+@pytest.mark.faults
 def test_ctrl_c_keeps_what_was_made_and_sigkill_loses_nothing_acknowledged(tmp_path: Path) -> None:
     path, root = study_file(tmp_path, LONG), tmp_path / "runs"
 
