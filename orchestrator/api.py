@@ -171,7 +171,9 @@ def run(
             crew = wiring.crew(resolved.study, workers, gpus(), batch)
             cluster = wiring.Cluster(root, workers) if clustered else None
             pool = wiring.make_pool(resolved.study, resolved.images, crew, connect, cluster, say)
-            figures = session.enter_context(Metrics(resolved.study.name, metrics)) if metrics else None
+            figures = (
+                session.enter_context(Metrics(resolved.study.name, metrics)) if metrics is not None else None
+            )
             for warning in resolved.warnings:
                 say(f"note: {warning}")
             say(f"{resolved.study.name}: {resolved.study.model.name} on {crew}; results in {folder.path}")

@@ -283,7 +283,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         "--metrics",
         nargs="?",
         const=9464,
-        type=_count,
+        type=_port,
         metavar="PORT",
         help="serve images, rate, queue and failures to Prometheus, on loopback (default port 9464)",
     )
@@ -296,6 +296,12 @@ def _add_insecure(command: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number from 1 to 65535")
     return int(text)
 
 

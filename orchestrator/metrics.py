@@ -29,6 +29,9 @@ class Metrics:
     """The figures of one study, at http://127.0.0.1:PORT/metrics between `with` and its end."""
 
     def __init__(self, study: str, port: int = DEFAULT_PORT) -> None:
+        """`port` from 1 to 65535. Raises InputError for another."""
+        if not 1 <= port < 2**16:
+            raise InputError(f"--metrics: {port} is not a port, a whole number from 1 to 65535")
         self.registry, self._study, self._port = CollectorRegistry(), study, port
         self._speed = Speed()
         self.images = self._gauge("images", "Judged instances, of all sessions")

@@ -77,6 +77,11 @@ def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
 def _head(target: str, source: str) -> str:
     """The host and port behind an address, where something listens. Raises InputError."""
     if target != "auto":
+        if not target.startswith("ray://") and not _is_host_and_port(target):
+            server = "; a job server's, http://…, is for `latentsweep submit`" if "://" in target else ""
+            raise InputError(
+                f"{source}: a Ray head's address is HOST:PORT, such as 10.0.0.1:6379, or auto{server}"
+            )
         if not listens(target):
             raise InputError(f"{source}: nothing listens there; `ray start --head` prints its address")
         return target
@@ -92,6 +97,11 @@ def _head(target: str, source: str) -> str:
             "`ray stop` forgets it, `ray start --head` starts another"
         )
     return found
+
+
+def _is_host_and_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return bool(host) and "/" not in host and port.isascii() and port.isdecimal() and int(port) < 2**16
 
 
 def listens(address: str) -> bool:

@@ -329,6 +329,12 @@ class InputSpec(_Section):
         None, min_length=1, description="what CLIP judges by; the prompt by default"
     )
 
+    @model_validator(mode="after")
+    def _mask_has_image(self) -> "InputSpec":
+        if self.mask is not None and self.image is None:
+            raise ValueError("a mask needs an image beside it")
+        return self
+
 
 OWN_STRATEGIES: Mapping[str, str] = {
     "grid": "tries every cell",

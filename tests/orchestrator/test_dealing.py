@@ -34,6 +34,7 @@ from workers.worker import Provenance
 REQUESTS = requests_of(small_study(seeds=20))
 GOOD = Scored({"clip_score": 1.0})
 BLACK = Failed("infeasible", ALL_BLACK)
+RAISES = Failed("lost", "CUDA error: an illegal memory access was encountered")
 MADE = Provenance("a device", 8, 8, 4, 0.1, 0.1)
 
 
@@ -135,15 +136,20 @@ def test_no_more_workers_are_wanted_than_the_queue_can_use(
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(0, 6), st.integers(0, 4))
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(0, 6), st.integers(0, 4), st.integers(0, 30))
 def test_whatever_dies_and_fails_everything_is_told_once(
-    seed: int, workers: int, deaths: int, black: int
+    seed: int, workers: int, deaths: int, black: int, raising: int
 ) -> None:
     chance = random.Random(seed)
-    infeasible = {request.image_id for request in chance.sample(REQUESTS, black)}
-    world = World(
-        Places(workers, workers), draw=lambda _, request: BLACK if request.image_id in infeasible else GOOD
-    )
+    wrong = chance.sample([request.image_id for request in REQUESTS], black + raising)
+    infeasible, raised = set(wrong[:black]), set(wrong[black:])
+
+    def draw(_: Member, request: ImageRequest) -> Outcome:
+        if request.image_id in raised:
+            return RAISES
+        return BLACK if request.image_id in infeasible else GOOD
+
+    world = World(Places(workers, workers), draw=draw)
     waiting = deque(REQUESTS)
     while waiting or world.dealer.outstanding:
         new = [waiting.popleft() for _ in range(min(len(waiting), world.dealer.free(world.places)))]
@@ -155,12 +161,14 @@ def test_whatever_dies_and_fails_everything_is_told_once(
             world.die(member, machine=chance.random() < 0.5)
         elif member is not None:
             world.end_call(member)
+        assert world.dealer.outstanding >= len(REQUESTS) - len(waiting) - len(world.told)
         for each in world.dealer.members:
             assert len(each.calls) <= CALLS_AHEAD
             assert len(each.held) <= CALLS_AHEAD * world.batch
     found = world.outcomes()
     lost = {image_id for image_id, outcome in found.items() if outcome not in (GOOD, BLACK)}
     assert found.keys() == {request.image_id for request in REQUESTS}
+    assert {image_id for image_id, outcome in found.items() if outcome == RAISES} <= raised <= lost
     assert {image_id for image_id, outcome in found.items() if outcome == BLACK} <= infeasible
     assert infeasible - lost == {image_id for image_id, outcome in found.items() if outcome == BLACK}
 
@@ -239,6 +247,72 @@ def test_a_device_that_fails_at_everything_is_set_aside_and_none_of_it_counts(fa
     assert failure.reason in notice
     assert [member.number for member in world.dealer.members if member.closed] == [1]
     assert len(world.dealer.members) == 2, "it keeps its device, so that no other starts there"
+
+
+@pytest.mark.parametrize("batch", [3, 5, 7])
+def test_a_device_that_is_set_aside_in_the_middle_of_a_call_has_nothing_told_twice(batch: int) -> None:
+    world = World(Places(2, 2), batch, draw=bad_device(1, BLACK))
+    world.dealer.submit(REQUESTS)
+    world.finish()
+    assert len(world.outcomes()) == len(REQUESTS), "each once"
+    assert len(world.dealer.notices) == 1
+
+
+def test_a_process_that_comes_to_fail_at_everything_is_replaced_and_loses_only_what_broke_it() -> None:
+    """A CUDA error stays with the process that met it: here a request brings it about, alone and every time."""
+    guilty, broken = REQUESTS[10], set[Member]()
+
+    def draw(member: Member, request: ImageRequest) -> Outcome:
+        if request is guilty:
+            broken.add(member)
+        return RAISES if member in broken else GOOD
+
+    for workers in (1, 2):
+        world = World(Places(workers, workers), draw=draw)
+        world.dealer.submit(REQUESTS)
+        world.finish()
+        lost = {image_id for image_id, outcome in world.outcomes().items() if outcome != GOOD}
+        assert lost == {guilty.image_id}
+        assert len(world.outcomes()) == len(REQUESTS)
+        assert "is replaced: 8 results in a row failed (CUDA error" in world.dealer.notices[0]
+        assert not any(member.closed for member in world.dealer.members)
+        assert len(world.dealer.members) == workers
+
+
+def test_a_device_that_broke_for_good_is_set_aside_once_a_new_process_has_failed_too() -> None:
+    drawn: Counter[int] = Counter()
+
+    def draw(member: Member, request: ImageRequest) -> Outcome:
+        drawn[member.number] += 1
+        return RAISES if member.number > 2 or (member.number == 1 and drawn[1] > 6) else GOOD
+
+    world = World(Places(2, 2), draw=draw)
+    world.dealer.submit(REQUESTS)
+    world.finish()
+    assert world.kinds().keys() == {"scored"}
+    assert [notice.partition(":")[0] for notice in world.dealer.notices] == [
+        "worker 1 (a device, machine 1) is replaced",
+        "worker 3 (a device, machine 1) gets no more work",
+    ]
+
+
+def test_a_model_that_raises_for_everything_is_loaded_twice_and_no_more() -> None:
+    world = World(Places(1, 1), draw=lambda *_: RAISES)
+    world.dealer.submit(REQUESTS)
+    world.finish()
+    assert world.kinds() == {"lost": len(REQUESTS)}
+    assert [member.number for member in world.dealer.members] == [2]
+    assert len(world.dealer.notices) == 1
+
+
+def test_what_a_dead_worker_failed_at_waits_for_the_one_that_comes_in_its_place() -> None:
+    world = World(Places(1, 1), draw=bad_device(1, RAISES))
+    world.dealer.submit(REQUESTS[:12])
+    world.go()
+    world.end_call(world.busy[0])
+    world.die(world.busy[0])
+    world.finish()
+    assert world.kinds() == {"scored": 12}
 
 
 def test_few_failures_at_the_end_have_a_second_opinion() -> None:

@@ -98,7 +98,7 @@ def test_an_unknown_study_is_said_with_those_there_are(tmp_path: Path) -> None:
     run(tmp_path / "there")
     out = io.StringIO()
     assert write_parcel("smal", str(tmp_path / "there"), out) == 2
-    with pytest.raises(InputError, match=r"there is no study 'smal' under .* it has \['small'\]"):
+    with pytest.raises(InputError, match=r"there is no study 'smal' under .* it has small"):
         read_parcel(out.getvalue().splitlines(keepends=True), io.BytesIO())
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Failed, ImageRequest
 from search_spaces.space import effective_steps, guidance_is_on
-from workers.pipelines import HOLDS_NAN, Generated, Inputs
+from workers.pipelines import HOLDS_NAN, OUT_OF_MEMORY, Generated, Inputs
 from workers.pipelines.capacity import fastest_rows
 from workers.pipelines.looking import watch
 from workers.pipelines.rows import Rows
@@ -508,7 +508,7 @@ class _EndedError(Exception):
 
 
 def _reason(error: Exception) -> str:
-    kind = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
+    kind = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
     return f"{kind}: {first_line(error)}"
 
 
