@@ -180,6 +180,13 @@ class Dealer:
         capacity = sum(member.batch for member in able) + missing * self._batch
         return max(0, CALLS_AHEAD * capacity - self._waiting - self._held)
 
+    def placeless(self, now: float) -> float | None:
+        """For how many seconds workers that could work have all been waiting for a place; None where one has it."""
+        able = self.able
+        if not able or any(member.where for member in able):
+            return None
+        return now - min(member.heard for member in able)
+
     def silent(self, now: float) -> list[tuple[Member, float]]:
         """Members that are to work or load and gave no sign of life, for longer than they may; with how long."""
         found = []
@@ -220,6 +227,11 @@ class Dealer:
     def heard(self, member: Member, now: float) -> None:
         """A sign of life."""
         member.heard = now
+
+    def deaf(self, seconds: float) -> None:
+        """Nobody listened for so long: it does not count as anybody's silence."""
+        for member in self.members:
+            member.heard += seconds
 
     def arrived(self, member: Member, where: str, now: float) -> None:
         """A worker has found a place on a machine and begins to load."""
@@ -278,7 +290,7 @@ class Dealer:
         replaceable = sticks and self._is_replaceable(member)
         agrees = self._failed_elsewhere(member, image_id)
         is_credible = not (sticks and member.failures)
-        if (agrees and is_credible) or not (replaceable or self._others(member)):
+        if (agrees and is_credible) or not (replaceable or self.has_others(member)):
             self._second.pop(image_id, None)
             self._ready.append(done)
             member.failures += agrees and sticks  # what comes next may fail of it
@@ -298,6 +310,9 @@ class Dealer:
 
         Raises PoolError where too many die in a row.
         """
+        if member in self._broken:  # it was to be ended anyhow
+            self._broken.remove(member)
+            return
         self.members.remove(member)
         self._keepers = {i: owner for i, owner in self._keepers.items() if owner is not member}
         held = {i: request for i, request in member.held.items() if i not in member.to_forget}
@@ -390,11 +405,12 @@ class Dealer:
 
     def _is_replaceable(self, member: Member) -> bool:
         """Whether a new process may do better than a member that fails."""
-        return member.has_drawn or not (self._replaced_in_vain or self._others(member))
+        return member.has_drawn or not (self._replaced_in_vain or self.has_others(member))
 
-    def _others(self, member: Member) -> bool:
-        """Whether another worker is there, on some machine; one that is gone has its successor at least."""
-        return any(other is not member and (other.where or member not in self.members) for other in self.able)
+    def has_others(self, member: Member) -> bool:
+        """Whether another worker is there, on some machine; for one that is gone or set aside, one to come is."""
+        able = self.able
+        return any(other is not member and (other.where or member not in able) for other in able)
 
     # Instructions
 
@@ -464,8 +480,14 @@ class Dealer:
         for member in self.able:
             if not member.doubted or member.held or self._queue:
                 continue
-            sticks = all(may_stay_with_the_process(done.outcome) for done, _ in member.doubted.values())
-            if sticks and member.failures > 1 and not self._others(member) and self._is_replaceable(member):
+            failed = [done.outcome for done, _ in member.doubted.values() if isinstance(done.outcome, Failed)]
+            sticks = all(map(may_stay_with_the_process, failed))
+            if (
+                sticks
+                and member.failures > 1
+                and not self.has_others(member)
+                and self._is_replaceable(member)
+            ):
                 self._replace(member)
                 continue
             for image_id in [each for each in member.doubted if self._failed_elsewhere(member, each)]:
@@ -476,7 +498,7 @@ class Dealer:
     def _settle_second_tries(self) -> None:
         """What waits for another worker's opinion counts where there is no other."""
         for image_id, (member, done) in list(self._second.items()):
-            if self._others(member) or any(image_id in each.held for each in self.members):
+            if self.has_others(member) or any(image_id in each.held for each in self.members):
                 continue
             del self._second[image_id]
             self._queue = deque(request for request in self._queue if request.image_id != image_id)
