@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -222,6 +223,32 @@ def _authenticated(mode: AuthMode | None) -> Iterator[None]:
         else:
             os.environ["RAY_AUTH_MODE"] = before
         Config.initialize("")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has for workers; `memory` in bytes."""
+
+    cores: int
+    memory: int
+
+
+def this_machine() -> Machine:
+    """As far as this process may use it."""
+    return Machine(cores(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def machines() -> list[Machine]:
+    """Machines of the connected cluster on which actors that need a CPU can be. Raises InputError for none."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    able = [
+        Machine(int(each["CPU"]), int(each.get("memory", 0))) for each in found if each.get("CPU", 0) >= 1
+    ]
+    if not able:
+        raise InputError(
+            "the cluster has neither GPU nor CPU for workers; add a machine, as by `ray start --address=HEAD:6379`"
+        )
+    return able
 
 
 def cores() -> int:
