@@ -490,8 +490,8 @@ class EngineSpec(_Section):
     stall_timeout: float = Field(
         600,
         ge=10,
-        description="seconds without one UNet call after which a worker is taken for hung and replaced; "
-        "with compile, more than compiling takes",
+        description="seconds without one UNet call, or with compile one more block compiled, after which a worker is "
+        "taken for hung and replaced",
     )
 
 
