@@ -228,7 +228,7 @@ def check_local_inputs(spec: StudySpec, path: Path) -> None:
         if item.image is not None and parse_artifact_file(item.image) is None:
             image = read_image(path.parent / item.image, f"{key}.image")
         if item.mask is not None and parse_artifact_file(item.mask) is None:
-            read_mask(path.parent / item.mask, f"{key}.mask", image and image.size)
+            read_mask(path.parent / item.mask, f"{key}.mask", image.size if image else None)
 
 
 def _read_inputs(

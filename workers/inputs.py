@@ -23,7 +23,7 @@ def read_image(path: Path, what: str) -> Image.Image:
 
 
 def read_mask(path: Path, what: str, size: tuple[int, int] | None) -> Image.Image:
-    """A mask as 8-bit grey of `size` (width, height), of any where that is None; white is redrawn. Raises InputError."""
+    """A mask as 8-bit grey of `size` (width, height), or of any with None; white is redrawn. Raises InputError."""
     mask = _read(path, what, "L")
     if size is not None and mask.size != size:
         raise InputError(
