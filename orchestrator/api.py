@@ -142,7 +142,7 @@ def run(
         if not quiet:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    from orchestrator.ray_session import cluster_gpus, ray_session
+    from orchestrator.ray_session import cluster_gpus, machines, ray_session
 
     key_problem = api_key_problem(os.environ)
     if key_problem:
@@ -168,13 +168,17 @@ def run(
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)
             board = wiring.make_dashboard(resolved.study, root, dashboard)
-            crew = wiring.crew(resolved.study, workers, gpus(), batch)
+            there = machines() if clustered and not gpus() else None
+            crew = wiring.crew(resolved.study, workers, gpus(), batch, there)
             cluster = wiring.Cluster(root, workers) if clustered else None
             pool = wiring.make_pool(resolved.study, resolved.images, crew, connect, cluster, say)
-            figures = session.enter_context(Metrics(resolved.study.name, metrics)) if metrics else None
+            figures = (
+                session.enter_context(Metrics(resolved.study.name, metrics)) if metrics is not None else None
+            )
             for warning in resolved.warnings:
                 say(f"note: {warning}")
-            say(f"{resolved.study.name}: {resolved.study.model.name} on {crew}; results in {folder.path}")
+            where = f"{crew}, without GPU on {len(there)} machines" if there and len(there) > 1 else crew
+            say(f"{resolved.study.name}: {resolved.study.model.name} on {where}; results in {folder.path}")
             log.info("run %s on %s", resolved.study.name, crew)
             if figures is not None:
                 say(f"metrics: {figures.url}")
@@ -627,7 +631,7 @@ def score(
     which reads no text. A study that names it, with that text as `score_text`, finds the scores in the catalog.
     Images stored as jpeg differ a little from what was drawn, and so do their scores. Raises InputError.
     """
-    from orchestrator.ray_session import ray_session
+    from orchestrator.ray_session import cluster_gpus, machines, ray_session
     from orchestrator.rescoring import rescore
     from workers.pipelines.loading import describe_clip
 
@@ -652,9 +656,15 @@ def score(
     elif scorer is not None:
         described = describe_clip(scorer, scorer, Path())
         pinned = pinned.model_copy(update={"scorer": described})
-    crew = wiring.crew(pinned, workers, _local_gpus(), batch)
-    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address, insecure), inputs)
-    with _interrupts() as interrupted:
+    connect = partial(ray_session, address, insecure)
+    with ExitStack() as session, _interrupts() as interrupted:
+        if address or os.environ.get("RAY_ADDRESS"):
+            session.enter_context(connect())
+            gpus = cluster_gpus()
+            crew = wiring.crew(pinned, workers, gpus, batch, None if gpus else machines())
+        else:
+            crew = wiring.crew(pinned, workers, _local_gpus(), batch)
+        pool = wiring.make_scoring_pool(pinned, crew, connect, inputs)
         try:
             return rescore(Tables(root), pinned, pool, text, interrupted)
         finally:

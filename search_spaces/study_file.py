@@ -329,6 +329,12 @@ class InputSpec(_Section):
         None, min_length=1, description="what CLIP judges by; the prompt by default"
     )
 
+    @model_validator(mode="after")
+    def _mask_has_image(self) -> "InputSpec":
+        if self.mask is not None and self.image is None:
+            raise ValueError("a mask needs an image beside it")
+        return self
+
 
 OWN_STRATEGIES: Mapping[str, str] = {
     "grid": "tries every cell",
@@ -484,8 +490,8 @@ class EngineSpec(_Section):
     stall_timeout: float = Field(
         600,
         ge=10,
-        description="seconds without one UNet call after which a worker is taken for hung and replaced; "
-        "with compile, more than compiling takes",
+        description="seconds without one UNet call, or with compile one more block compiled, after which a worker is "
+        "taken for hung and replaced",
     )
 
 
