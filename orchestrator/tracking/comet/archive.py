@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking import TrackedImage, TrackedTrial
-from orchestrator.tracking.comet.child import Child, Inbox, Tell, environment, flags
+from orchestrator.tracking.comet.child import FLAGS, Child, Inbox, Tell, environment
 from orchestrator.tracking.comet.content import MOST_IMAGES, CometError, Content, Source, with_pictures
 
 _SCRATCH = ".comet-building"
@@ -110,7 +110,7 @@ def _log_everything(content: Content, folder: Path) -> Counter[_Thing]:
         offline_directory=str(folder),
         name=study.experiment_name,
         tags=list(study.tags),
-        **flags(study.log_code),
+        **FLAGS,
     )
     experiment = comet_ml.start(
         online=False,

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.tracking import TrackedTrial
 from orchestrator.tracking.comet.archive import CometOfflineTracker
+from orchestrator.tracking.comet.connection import NO_KEY, UNANSWERED
 from orchestrator.tracking.comet.stream import CometStream
 from orchestrator.tracking.comet.sync import Status, sync_in_child
 from tests.comet_recorder import API_KEY, CometRecorder, Fault
@@ -115,9 +116,7 @@ def test_without_a_key_an_archive_is_built(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("COMET_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     run = Run(tmp_path, fallback=True).started().images(0, IMAGES)
-    assert run.lines == [
-        "Comet: offline, since no API key of Comet was found; an archive is built at the end"
-    ]
+    assert run.lines == [f"Comet: offline, since {NO_KEY}; an archive is built at the end"]
     assert re.fullmatch(rf"Comet archive: .*{KEY}\.zip \({IMAGES} images\); upload it with .*", run.close())
 
 
@@ -126,9 +125,7 @@ def test_where_no_server_answers_auto_goes_offline_and_the_archive_has_it_all(
 ) -> None:
     recorder.stop()
     run = Run(tmp_path, fallback=True).started().images(0, 5)
-    assert run.lines == [
-        "Comet: offline, since the Comet server does not answer; an archive is built at the end"
-    ]
+    assert run.lines == [f"Comet: offline, since {UNANSWERED}; an archive is built at the end"]
     assert run.close().startswith("Comet archive: ")
 
 

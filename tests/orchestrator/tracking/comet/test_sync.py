@@ -9,6 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.tracking.comet.connection import (
+    BAD_KEY,
+    NO_KEY,
+    RejectedError,
+    ThrottledError,
+    UnansweredError,
+)
 from orchestrator.tracking.comet.content import (
     CometError,
     CometImage,
@@ -18,16 +25,9 @@ from orchestrator.tracking.comet.content import (
     chosen,
     metadata_text,
 )
-from orchestrator.tracking.comet.experiment import (
-    ListedImage,
-    MetricPoint,
-    RejectedError,
-    ThrottledError,
-    UnansweredError,
-    metric_point,
-)
+from orchestrator.tracking.comet.experiment import ListedImage, MetricPoint, metric_point
 from orchestrator.tracking.comet.pace import Pace, seconds_for
-from orchestrator.tracking.comet.sync import Status, superfluous, sync_in_child, synchronise
+from orchestrator.tracking.comet.sync import Status, status_in_child, superfluous, sync_in_child, synchronise
 from tests.comet_recorder import API_KEY, CometRecorder, Fault
 from tests.orchestrator.tracking.comet.contents import FILE, KEY, a_record, a_study, an_image, png
 
@@ -227,8 +227,12 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CometRecorder]:
         yield recorder
 
 
-def synced(folder: Path, images: int, only_list: bool = False) -> Status:
-    return sync_in_child(partial(a_study, images), folder / "comet", folder / "comet.log", only_list)
+def synced(folder: Path, images: int) -> Status:
+    return sync_in_child(partial(a_study, images), folder / "comet", folder / "comet.log")
+
+
+def status(folder: Path, images: int) -> Status:
+    return status_in_child(partial(a_study, images), folder / "comet", folder / "status.log")
 
 
 def expect_everything(recorder: CometRecorder, images: int) -> None:
@@ -257,16 +261,16 @@ def expect_everything(recorder: CometRecorder, images: int) -> None:
 
 
 def test_the_sdk_brings_everything_and_a_second_sync_nothing(recorder: CometRecorder, tmp_path: Path) -> None:
-    before = synced(tmp_path, 20, only_list=True)
+    before = status(tmp_path, 20)
     assert (before.total, before.sent, before.url) == (20, 0, "")
     assert KEY not in recorder.experiments
-    status = synced(tmp_path, 20)
-    assert (status.sent, status.pending, status.rejected, status.problem) == (20, 0, {}, None)
+    made = synced(tmp_path, 20)
+    assert (made.sent, made.pending, made.rejected, made.problem) == (20, 0, {}, None)
     expect_everything(recorder, 20)
     sent = len(recorder.heard("write/"))
-    assert synced(tmp_path, 20) == status
+    assert synced(tmp_path, 20) == made
     assert len(recorder.heard("write/")) == sent
-    assert synced(tmp_path, 20, only_list=True).sent == 20
+    assert status(tmp_path, 20) == made
     assert list((tmp_path / "comet").iterdir()) == []
     assert API_KEY not in (tmp_path / "comet.log").read_text()
 
@@ -283,17 +287,17 @@ def test_the_sdk_brings_the_rest_where_replies_were_lost_and_copies_made(
         Fault("upload-asset", "status", status=500, times=1),
         Fault("upload-asset", "status", status=429, times=1, headers={"Retry-After-Custom": "1"}),
     ]
-    status = synced(tmp_path, 16)
-    assert (status.sent, status.removed, status.problem) == (16, 1, None)
+    made = synced(tmp_path, 16)
+    assert (made.sent, made.removed, made.problem) == (16, 1, None)
     expect_everything(recorder, 16)
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda r, _: r.stop(), "the Comet server does not answer"),
-        (lambda _, m: m.setenv("COMET_API_KEY", "b" * 25), "Comet does not take the API key that was found"),
-        (lambda _, m: m.setenv("COMET_API_KEY", ""), "no API key of Comet was found"),
+        (lambda r, _: r.stop(), "the Comet server cannot be reached or does not answer"),
+        (lambda _, m: m.setenv("COMET_API_KEY", "b" * 25), BAD_KEY),
+        (lambda _, m: m.setenv("COMET_API_KEY", ""), NO_KEY),
         (lambda r, _: r.faults.append(Fault("add/run", "status", 429)), "Comet takes no more for now (429)"),
     ],
     ids=["no server", "a wrong key", "no key", "429"],
