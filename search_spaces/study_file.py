@@ -465,7 +465,9 @@ class CometSpec(_Section):
     images: Annotated[Literal["all", "best_per_trial"] | TopImages, BeforeValidator(_parse_images)] = Field(
         "all", description="which images are sent: all, the best of each trial, or {top_k: N} of the study"
     )
-    log_code: bool = Field(False, description="send the git commit and patch and facts on the machine too")
+    log_code: bool = Field(
+        False, description="send the git commit and the source of a search strategy of your own too"
+    )
 
 
 class EngineSpec(_Section):

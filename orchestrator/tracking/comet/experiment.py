@@ -58,6 +58,12 @@ def _digits(value: object) -> str:
         return str(value)
 
 
+def facts(study: CometStudy) -> dict[str, str]:
+    """What an experiment says of a study beside its parameters."""
+    told = {"Name": study.experiment_name, "study": study.study, "Created from": "latentsweep"}
+    return told if study.commit is None else {**told, "git_commit": study.commit}
+
+
 class Experiment:
     """The experiment of a key, made where it is not there yet; threads may call it at once.
 
@@ -110,7 +116,9 @@ class Experiment:
             if there.get(name) != str(value):
                 _asked(lambda name=name, value=value: here.log_parameter(name, value))  # type: ignore[misc]
         others = {o["name"]: str(o.get("valueCurrent")) for o in _asked(here.get_others_summary) or []}
-        told = {"Name": study.experiment_name, "study": study.study, "Created from": "latentsweep"}
+        told = facts(study)
+        if "git_commit" in others:
+            told.pop("git_commit", None)  # it is that of the first run
         for name, value in told.items():
             if others.get(name) != value:
                 _asked(lambda name=name, value=value: here.log_other(name, value))  # type: ignore[misc]

@@ -5,8 +5,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Iterator, Set
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +18,12 @@ import pytest
 from orchestrator.tracking import TrackedTrial
 from orchestrator.tracking.comet.archive import CometOfflineTracker
 from orchestrator.tracking.comet.connection import NO_KEY, UNANSWERED
-from orchestrator.tracking.comet.stream import CometStream
-from orchestrator.tracking.comet.sync import Status, sync_in_child
+from orchestrator.tracking.comet.content import CometImage, CometMetric
+from orchestrator.tracking.comet.pace import Pace
+from orchestrator.tracking.comet.stream import WINDOW, CometStream, Window
+from orchestrator.tracking.comet.sync import SENDERS, Status, status_in_child, sync_in_child
 from tests.comet_recorder import API_KEY, CometRecorder, Fault
-from tests.orchestrator.tracking.comet.contents import FILE, KEY, a_record, a_study
+from tests.orchestrator.tracking.comet.contents import FILE, KEY, a_record, a_study, some_pictures
 
 IMAGES = 40
 
@@ -127,6 +132,96 @@ def test_where_no_server_answers_auto_goes_offline_and_the_archive_has_it_all(
     run = Run(tmp_path, fallback=True).started().images(0, 5)
     assert run.lines == [f"Comet: offline, since {UNANSWERED}; an archive is built at the end"]
     assert run.close().startswith("Comet archive: ")
+
+
+def test_of_a_continued_study_the_best_goes_on_from_what_was_best(tmp_path: Path) -> None:
+    remote = Held()
+    remote.free.set()
+    best = [CometMetric("best_clip_score", value, step) for step, value in ((0, 0.5), (4, 0.9))]
+    window = Window(replace(a_study(1), metrics=best), remote, "clip_score", Pace())  # type: ignore[arg-type]
+    for number, score in ((5, 0.2), (3, 0.1), (6, 0.95)):
+        window.take({"trial": asdict(TrackedTrial(number, {}, score, (score,)))})
+    window.close(time.monotonic() + 30)
+    told = [(each.step, each.value) for each in remote.metrics if each.name == "best_clip_score"]
+    assert sorted(told) == [(5, 0.9), (6, 0.95)]
+
+
+class Held:
+    """An experiment that answers nothing before it is `free`."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.images: list[str] = []
+        self.metrics: list[CometMetric] = []
+
+    def send_image(self, image: CometImage, png: bytes) -> None:
+        self.free.wait()
+        self.images.append(image.image_id)
+
+    def send_metric(self, metric: CometMetric) -> None:
+        self.free.wait()
+        self.metrics.append(metric)
+
+
+def test_a_server_that_hangs_holds_a_window_of_records_and_a_picture_for_each_thread(tmp_path: Path) -> None:
+    remote, read = Held(), list[str]()
+
+    def counted(ids: Set[str]) -> Iterator[tuple[str, bytes]]:
+        read.extend(ids)
+        yield from some_pictures(ids)
+
+    window = Window(replace(a_study(1), pictures=counted), remote, "clip_score", Pace())  # type: ignore[arg-type]
+    for number in range(3_000):
+        window.take({"image": asdict(a_record(number))})
+        window.take({"trial": asdict(TrackedTrial(number, {}, 0.5, (0.25, 0.75)))})
+        assert len(window._under_way) <= WINDOW
+        assert len(read) <= SENDERS
+    assert len(window._under_way) == WINDOW
+    remote.free.set()
+    window.close(time.monotonic() + 30)
+    assert len(remote.images) + len(remote.metrics) <= WINDOW
+    assert set(remote.images) == window.acknowledged
+
+
+def test_a_child_that_hangs_takes_a_bounded_number_of_records(
+    recorder: CometRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMET_TIMEOUT_API", "600")
+    recorder.faults.append(Fault("", "hang"))
+    run = Run(tmp_path)
+    end = time.monotonic() + 60
+    while not recorder.requests and time.monotonic() < end:
+        time.sleep(0.02)
+    assert recorder.requests  # it hangs there
+    taken = [0]
+    offer = run.tracker._child.offer
+
+    def counting(line: bytes) -> bool:
+        took = offer(line)
+        taken[0] += took
+        assert len(run.tracker._child._rest) <= len(line) < 1_000
+        return took
+
+    monkeypatch.setattr(run.tracker._child, "offer", counting)
+    tracemalloc.start()
+    for number in range(20_000):
+        run.tracker.images([a_record(number)])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    run.tracker.abandon()
+    assert 64 <= taken[0] < 2_000  # its queue, its buffer and the pipe
+    assert held < 200_000
+
+
+@pytest.mark.faults
+def test_a_list_that_cannot_be_had_at_the_end_is_told(recorder: CometRecorder, tmp_path: Path) -> None:
+    run = Run(tmp_path, closing=4.0).started().images(0, 10).arrived(recorder, 10)
+    recorder.faults.append(Fault("asset/list", "status", 500))
+    run.images(10, IMAGES)
+    assert run.close() == (
+        f"Comet: up to {IMAGES} of {IMAGES} images are pending (the Comet server fails (500)); "
+        "`latentsweep comet sync cats` sends them"
+    )
 
 
 @pytest.mark.faults
@@ -250,3 +345,5 @@ def test_an_experiment_that_is_full_is_told(recorder: CometRecorder, tmp_path: P
     assert f"15 of {IMAGES} images are in http" in line
     assert "refused" in line
     assert "the limit of images is reached" in line
+    status = status_in_child(run.source, run.comet, run.log)
+    assert (status.sent, status.pending, len(status.rejected)) == (15, 0, IMAGES - 15)
