@@ -156,7 +156,7 @@ def test_what_comet_refuses_once_is_a_sentence_and_the_same_command_goes_on(
     path: str, recorder: CometRecorder
 ) -> None:
     recorder.faults.append(Fault(path, "status", status=400, times=1))
-    with pytest.raises(InputError, match="^comet: Comet refuses it: as the test asks$"):
+    with pytest.raises(InputError, match=r"^comet: Comet refuses it: as the test asks$"):
         api.comet_publish("small")
     made = api.comet_publish("small")
     assert (made.new, made.files) == (True, 10)

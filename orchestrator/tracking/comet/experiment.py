@@ -5,6 +5,7 @@ queues and may drop in silence. What the experiment holds is known from its list
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -64,6 +65,10 @@ def facts(study: CometStudy) -> dict[str, str]:
     return told if study.commit is None else {**told, "git_commit": study.commit}
 
 
+LISTING_PATIENCE = 6
+"""A list, which may be of 100,000, is waited for so many times as long as another call."""
+
+
 class Experiment:
     """The experiment of a key, made where it is not there yet; threads may call it at once.
 
@@ -73,6 +78,7 @@ class Experiment:
 
     def __init__(self, study: CometStudy, key: str, scratch: Path, make: bool = True) -> None:
         self._key, self._scratch, self._mine = key, scratch, threading.local()
+        self._listing_seconds = LISTING_PATIENCE * float(os.environ.get("COMET_TIMEOUT_API", 10))
         there = _asked(lambda: connected().get_experiment_by_key(key))
         if there is None and make:
             _asked(lambda: begun(study, key).end())
@@ -86,9 +92,9 @@ class Experiment:
 
     def images(self) -> list[ListedImage]:
         """Every image that the experiment lists, in its order."""
-        assets = _asked(lambda: self._here().get_asset_list("image"))
         return [
-            ListedImage(str(asset["assetId"]), _image_id(asset.get("metadata"))) for asset in assets or []
+            ListedImage(str(asset["assetId"]), _image_id(asset.get("metadata")))
+            for asset in self._assets("image")
         ]
 
     def send_image(self, image: CometImage, png: bytes) -> None:
@@ -128,7 +134,7 @@ class Experiment:
 
     def send_files(self, files: Mapping[str, bytes]) -> None:
         """Make the files of those names the ones given; our earlier ones are removed once the new one is there."""
-        listed = _asked(lambda: self._here().get_asset_list("all")) or []
+        listed = self._assets("all")
         for name, data in files.items():
             digest = sha256(data).hexdigest()
             named = [asset for asset in listed if asset.get("fileName") == name]
@@ -142,6 +148,10 @@ class Experiment:
                 self._send(data, name.rpartition(".")[2], name=name, ftype="asset", metadata=told)
             for asset_id in ours.keys() - set(current[:1]):
                 self.remove(asset_id)
+
+    def _assets(self, kind: str) -> list[Any]:
+        # The SDK's own patience with a list is ten minutes, whatever the other calls' is.
+        return _asked(lambda: self._here().get_asset_list(kind, timeout=self._listing_seconds)) or []
 
     def _send(self, data: bytes, suffix: str, **options: object) -> None:
         file = self._scratch / f"{threading.get_ident()}.{suffix}"  # its name is not sent, but its suffix is

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.tracking.comet.connection import (
     BAD_KEY,
     NO_KEY,
+    UNANSWERED,
     RejectedError,
     ThrottledError,
     UnansweredError,
@@ -423,6 +424,17 @@ def test_what_comet_refuses_is_remembered_with_its_reason(recorder: CometRecorde
     recorder.most_images = 10
     assert synced(tmp_path, 5).rejected == {}
     assert (status(tmp_path, 5).sent, status(tmp_path, 5).rejected) == (5, {})
+
+
+@pytest.mark.faults
+def test_a_list_that_does_not_come_is_given_up(
+    recorder: CometRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced(tmp_path, 1)
+    monkeypatch.setenv("COMET_TIMEOUT_API", "1")
+    recorder.faults.append(Fault("asset/list", "hang"))
+    with pytest.raises(CometError, match=UNANSWERED):
+        status(tmp_path, 1)
 
 
 def test_nothing_of_this_machine_or_its_user_is_sent_and_nobody_gets_mail(
