@@ -455,11 +455,17 @@ def make_tracker(
         return NullTracker()
     try:
         session.enter_context(folder.told_to_comet())
-    except InputError as error:
+        return _comet_tracker(study, root, folder, say)
+    except InputError as error:  # somebody else is at it
         reason = str(error).partition(";")[0]
-        line = f"Comet: {reason}; `latentsweep comet sync {study.name}` sends what this run makes, after that"
-        say(line)
-        return NullTracker(line)
+    except OSError as error:  # its own files are no reason for a sweep to end
+        reason = f"{error.filename or folder.comet} cannot be used: {error.strerror}"
+    line = f"Comet: {reason}; `latentsweep comet sync {study.name}` sends what this run makes, after that"
+    say(line)
+    return NullTracker(line)
+
+
+def _comet_tracker(study: Study, root: str, folder: StudyFolder, say: Callable[[str], None]) -> Tracker:
     offline = make_archive(study.name, root, folder)
     keyed = may_have_key(os.environ, Path(), Path.home())
     if study.comet.mode == "offline" or not keyed:

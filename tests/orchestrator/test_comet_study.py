@@ -128,6 +128,17 @@ class TestOneAtATime:
                 pass
 
 
+def test_a_folder_that_cannot_be_used_ends_no_run(recorder: CometRecorder) -> None:
+    found = study(mode="online")
+    folder = StudyFolder("runs", "small")
+    folder.comet.write_text("in the way")
+    first, last = ran(found)
+    assert first == last
+    assert ".comet-streaming cannot be used: Not a directory; `latentsweep comet sync small` sends" in last
+    folder.comet.unlink()
+    assert api.comet_sync("small").sent == IMAGES
+
+
 def test_what_was_refused_is_counted_with_its_reason(
     recorder: CometRecorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
