@@ -168,14 +168,16 @@ def test_a_server_that_hangs_holds_a_window_of_records_and_a_picture_for_each_th
         yield from some_pictures(ids)
 
     window = Window(replace(a_study(1), pictures=counted), remote, "clip_score", Pace())  # type: ignore[arg-type]
-    for number in range(3_000):
-        window.take({"image": asdict(a_record(number))})
-        window.take({"trial": asdict(TrackedTrial(number, {}, 0.5, (0.25, 0.75)))})
-        assert len(window._under_way) <= WINDOW
-        assert len(read) <= SENDERS
-    assert len(window._under_way) == WINDOW
-    remote.free.set()
-    window.close(time.monotonic() + 30)
+    try:
+        for number in range(3_000):
+            window.take({"image": asdict(a_record(number))})
+            window.take({"trial": asdict(TrackedTrial(number, {}, 0.5, (0.25, 0.75)))})
+            assert len(window._under_way) <= WINDOW
+            assert len(read) <= SENDERS
+        assert len(window._under_way) == WINDOW
+    finally:
+        remote.free.set()
+        window.close(time.monotonic() + 30)
     assert len(remote.images) + len(remote.metrics) <= WINDOW
     assert set(remote.images) == window.acknowledged
 
