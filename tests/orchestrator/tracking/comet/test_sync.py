@@ -191,6 +191,13 @@ class TestSynchronise:
         assert (status.sent, status.removed) == (2, 1)
         assert [image.image_id for image in remote.listed] == ["id0", None, "x", "x", None, "id1"]
 
+    def test_copies_alone_are_removed_and_looked_for_again(self) -> None:
+        remote = FakeExperiment()
+        remote.listed = [ListedImage("a", "id0"), ListedImage("b", "id0")]
+        status = synchronised(remote, a_study(1))
+        assert (status.sent, status.removed, status.problem) == (1, 1, None)
+        assert (remote.listed, remote.listings) == ([ListedImage("a", "id0")], 2)
+
     def test_copies_that_stay_are_told(self) -> None:
         remote = FakeExperiment()
         remote.listed = [ListedImage("a", "id0"), ListedImage("b", "id0")]
