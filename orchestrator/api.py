@@ -186,7 +186,7 @@ def run(
                 say(f"dashboard: {board.advice}")
                 board.start()
                 session.callback(board.abandon)
-            tracker = Guarded(wiring.make_tracker(resolved.study, root, folder, say))
+            tracker = Guarded(wiring.make_tracker(resolved.study, root, folder, session, say))
             session.callback(tracker.abandon)
             try:
                 with watching(console, resolved.study.objective, quiet) as watch:
@@ -468,34 +468,52 @@ def comet_sync(
     """Make a study's experiment in Comet agree with the catalog: what is missing there is sent, nothing twice.
 
     Works for a study that was run offline, half streamed or cut off, and goes on where it stopped; `told` hears
-    how far it is. The result is what Comet lists afterwards. Raises InputError.
+    how far it is. The result is what Comet lists afterwards. Raises InputError, also where a run or another sync
+    tells Comet of the study.
     """
-    found = results(study, root)
-    write_contact_sheet(found, root)
-    write_report(found, root)
+    from orchestrator.tracking.comet.sync import sync_in_child
 
     def hear(news: object) -> None:
-        if isinstance(news, dict):
+        if isinstance(news, dict) and "waiting" in news:
+            told(
+                f"Comet takes no more for {news['waiting'] / 60:,.0f} min, by its quotas; this waits and goes on"
+            )
+        elif isinstance(news, dict):
             told(f"{news['sent']:,} of {news['total']:,} images are in Comet")
 
-    return _comet(study, root, only_list=False, told=hear)
+    with _for_comet(study, root) as folder:
+        found = results(study, root)
+        write_contact_sheet(found, root)
+        write_report(found, root)
+        source, log_file = comet_study.comet_source(root, study), folder.path.absolute() / "comet.log"
+        try:
+            return sync_in_child(source, folder.comet, log_file, hear)
+        except CometError as error:
+            raise InputError(f"comet: {error}") from None
 
 
 def comet_status(study: str, root: str = DEFAULT_ROOT) -> CometStatus:
-    """How much of a study Comet lists, sending nothing. Raises InputError."""
-    return _comet(study, root, only_list=True)
+    """How much of a study Comet lists, sending nothing, also while it is run or synced. Raises InputError."""
+    from orchestrator.tracking.comet.sync import status_in_child
+
+    folder = _comet_folder(study, root)
+    source, log_file = comet_study.comet_source(root, study), folder.path.absolute() / "comet-status.log"
+    try:
+        return status_in_child(source, folder.comet, log_file)
+    except CometError as error:
+        raise InputError(f"comet: {error}") from None
 
 
 def comet_archive(study: str, root: str = DEFAULT_ROOT) -> str:
     """Build a study's archive for `comet upload` from the catalog; a line says where it is. Raises InputError."""
-    folder = _comet_folder(study, root)
-    found = results(study, root)
-    write_contact_sheet(found, root)
-    write_report(found, root)
-    try:
-        return wiring.make_archive(study, root, folder).close() or ""
-    except CometError as error:
-        raise InputError(str(error)) from None
+    with _for_comet(study, root) as folder:
+        found = results(study, root)
+        write_contact_sheet(found, root)
+        write_report(found, root)
+        try:
+            return wiring.make_archive(study, root, folder).close() or ""
+        except CometError as error:
+            raise InputError(str(error)) from None
 
 
 def comet_publish(
@@ -514,31 +532,18 @@ def comet_publish(
     from orchestrator.tracking.comet.publish import publish_in_child
     from orchestrator.winners import publication, winners
 
-    folder = _comet_folder(study, root)
-    pinned = folder.pinned()
-    assert pinned is not None
-    artifact = check_artifact_name(name if name is not None else f"{study}-winners")
-    named = [check_alias(alias) for alias in dict.fromkeys(aliases)]
-    pictures = winners(results(study, root), pinned, top)
-    place = root if "://" in root else str(Path(root).absolute())
-    source = partial(publication, place, study, pictures, artifact, named)
-    try:
-        return publish_in_child(source, folder.comet, folder.path.absolute() / "comet.log")
-    except CometError as error:
-        raise InputError(f"comet: {error}") from None
-
-
-def _comet(
-    study: str, root: str, only_list: bool, told: Callable[[object], None] = lambda _: None
-) -> CometStatus:
-    from orchestrator.tracking.comet.sync import sync_in_child
-
-    folder = _comet_folder(study, root)
-    log_file = folder.path.absolute() / "comet.log"
-    try:
-        return sync_in_child(comet_study.comet_source(root, study), folder.comet, log_file, only_list, told)
-    except CometError as error:
-        raise InputError(f"comet: {error}") from None
+    with _for_comet(study, root) as folder:
+        pinned = folder.pinned()
+        assert pinned is not None
+        artifact = check_artifact_name(name if name is not None else f"{study}-winners")
+        named = [check_alias(alias) for alias in dict.fromkeys(aliases)]
+        pictures = winners(results(study, root), pinned, top)
+        place = root if "://" in root else str(Path(root).absolute())
+        source = partial(publication, place, study, pictures, artifact, named)
+        try:
+            return publish_in_child(source, folder.comet, folder.path.absolute() / "comet.log")
+        except CometError as error:
+            raise InputError(f"comet: {error}") from None
 
 
 def _comet_folder(study: str, root: str) -> StudyFolder:
@@ -546,9 +551,17 @@ def _comet_folder(study: str, root: str) -> StudyFolder:
     if folder.pinned() is None:
         results(study, root)  # says so where there is no such study
         raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
+    return folder
+
+
+@contextmanager
+def _for_comet(study: str, root: str) -> Iterator[StudyFolder]:
+    """A study's folder, while nobody runs the study or tells Comet of it. Raises InputError."""
+    folder = _comet_folder(study, root)
     if folder.is_being_run:
         raise InputError(f"the study in {folder.path} is being run by {folder.owner}; wait for its end")
-    return folder
+    with folder.told_to_comet():
+        yield folder
 
 
 def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:

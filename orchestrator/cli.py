@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -683,7 +684,7 @@ def _print_comet(status: "CometStatus") -> int:
         ("experiment", status.url or "not there yet"),
         ("sent", f"{status.sent:,} of {status.total:,} images"),
         ("pending", f"{status.pending:,}"),
-        ("rejected", f"{len(status.rejected):,}"),
+        ("rejected", _refused(status)),
     ]
     if status.removed:
         rows.append(("removed", f"{status.removed:,} that were there twice"))
@@ -691,6 +692,13 @@ def _print_comet(status: "CometStatus") -> int:
         rows.append(("problem", f"{status.problem}; the same command goes on"))
     _print_rows(_Console(), rows)
     return 3 if status.pending or status.rejected or status.problem else 0
+
+
+def _refused(status: "CometStatus") -> str:
+    """How many images Comet refused, and why: each reason with its number, the first three."""
+    reasons = Counter(status.rejected.values()).most_common()
+    told = "; ".join(f"{count:,} × {reason}" for reason, count in reasons[:3])
+    return f"{len(status.rejected):,}" + (f": {told}" if told else "") + ("; …" if len(reasons) > 3 else "")
 
 
 def _schema(options: argparse.Namespace) -> int:  # noqa: ARG001

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -471,11 +471,31 @@ def make_archive(study: str, root: str, folder: StudyFolder) -> CometOfflineTrac
 
 
 def make_tracker(
-    study: Study, root: str, folder: StudyFolder, say: Callable[[str], None] = lambda _: None
+    study: Study,
+    root: str,
+    folder: StudyFolder,
+    session: ExitStack,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Tracker:
-    """Where a study's images are streamed; `say` gets the line that says whether that is so."""
+    """Where a study's images are streamed; `say` gets the line that says whether that is so.
+
+    Until `session` ends nobody else tells Comet of the study; where somebody does already, it is left to a sync.
+    """
     if study.comet.mode == "off":
         return NullTracker()
+    try:
+        session.enter_context(folder.told_to_comet())
+        return _comet_tracker(study, root, folder, say)
+    except InputError as error:  # somebody else is at it
+        reason = str(error).partition(";")[0]
+    except OSError as error:  # its own files are no reason for a sweep to end
+        reason = f"{error.filename or folder.comet} cannot be used: {error.strerror}"
+    line = f"Comet: {reason}; `latentsweep comet sync {study.name}` sends what this run makes, after that"
+    say(line)
+    return NullTracker(line)
+
+
+def _comet_tracker(study: Study, root: str, folder: StudyFolder, say: Callable[[str], None]) -> Tracker:
     offline = make_archive(study.name, root, folder)
     keyed = may_have_key(os.environ, Path(), Path.home())
     if study.comet.mode == "offline" or not keyed:

@@ -25,26 +25,27 @@ from orchestrator.tracking.comet.content import CometError
 Tell = Callable[[object], None]
 """Says something JSON-able to the parent."""
 
-FLAGS = (
-    "auto_log_co2",
-    "auto_metric_logging",
-    "auto_output_logging",
-    "auto_param_logging",
-    "log_code",
-    "log_env_cpu",
-    "log_env_details",
-    "log_env_disk",
-    "log_env_gpu",
-    "log_env_host",
-    "log_env_network",
-    "log_git_metadata",
-    "log_git_patch",
-    "log_graph",
-    "parse_args",
-)
-"""Each of these uploads something about the machine or the script, or contacts the network to find it."""
-
-ON_REQUEST = ("log_code", "log_env_details", "log_env_host", "log_git_metadata", "log_git_patch")
+FLAGS: Mapping[str, Any] = dict.fromkeys(
+    (
+        "auto_log_co2",
+        "auto_metric_logging",
+        "auto_output_logging",
+        "auto_param_logging",
+        "log_code",
+        "log_env_cpu",
+        "log_env_details",
+        "log_env_disk",
+        "log_env_gpu",
+        "log_env_host",
+        "log_env_network",
+        "log_git_metadata",
+        "log_git_patch",
+        "log_graph",
+        "parse_args",
+    ),
+    False,
+) | {"display_summary_level": 0}
+"""Of an experiment. Each would upload facts on the machine or the script, or contact the network to find them."""
 
 # Where the archive is to be uploaded is the user's to say; every other variable would change what is in it.
 _KEPT_OFFLINE = {"COMET_WORKSPACE", "COMET_PROJECT_NAME"}
@@ -100,11 +101,6 @@ _STEP_BACK = """
 import contextlib, os; os.nice(19)
 with contextlib.suppress(AttributeError, OSError): os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 """
-
-
-def flags(log_code: bool) -> dict[str, Any]:
-    """What an experiment collects by itself: nothing, or with `log_code` the code, git's state and the machine."""
-    return {name: log_code and name in ON_REQUEST for name in FLAGS} | {"display_summary_level": 0}
 
 
 def environment(online: bool, scratch: Path) -> dict[str, str]:
