@@ -142,7 +142,7 @@ def run(
         if not quiet:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    from orchestrator.ray_session import cluster_gpus, ray_session
+    from orchestrator.ray_session import cluster_gpus, machines, ray_session
 
     key_problem = api_key_problem(os.environ)
     if key_problem:
@@ -168,13 +168,17 @@ def run(
         with folder.locked(), folder.logging(), _interrupts() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)
             board = wiring.make_dashboard(resolved.study, root, dashboard)
-            crew = wiring.crew(resolved.study, workers, gpus(), batch)
+            there = machines() if clustered and not gpus() else None
+            crew = wiring.crew(resolved.study, workers, gpus(), batch, there)
             cluster = wiring.Cluster(root, workers) if clustered else None
             pool = wiring.make_pool(resolved.study, resolved.images, crew, connect, cluster, say)
-            figures = session.enter_context(Metrics(resolved.study.name, metrics)) if metrics else None
+            figures = (
+                session.enter_context(Metrics(resolved.study.name, metrics)) if metrics is not None else None
+            )
             for warning in resolved.warnings:
                 say(f"note: {warning}")
-            say(f"{resolved.study.name}: {resolved.study.model.name} on {crew}; results in {folder.path}")
+            where = f"{crew}, without GPU on {len(there)} machines" if there and len(there) > 1 else crew
+            say(f"{resolved.study.name}: {resolved.study.model.name} on {where}; results in {folder.path}")
             log.info("run %s on %s", resolved.study.name, crew)
             if figures is not None:
                 say(f"metrics: {figures.url}")
@@ -182,7 +186,7 @@ def run(
                 say(f"dashboard: {board.advice}")
                 board.start()
                 session.callback(board.abandon)
-            tracker = Guarded(wiring.make_tracker(resolved.study, root, folder, say))
+            tracker = Guarded(wiring.make_tracker(resolved.study, root, folder, session, say))
             session.callback(tracker.abandon)
             try:
                 with watching(console, resolved.study.objective, quiet) as watch:
@@ -464,34 +468,52 @@ def comet_sync(
     """Make a study's experiment in Comet agree with the catalog: what is missing there is sent, nothing twice.
 
     Works for a study that was run offline, half streamed or cut off, and goes on where it stopped; `told` hears
-    how far it is. The result is what Comet lists afterwards. Raises InputError.
+    how far it is. The result is what Comet lists afterwards. Raises InputError, also where a run or another sync
+    tells Comet of the study.
     """
-    found = results(study, root)
-    write_contact_sheet(found, root)
-    write_report(found, root)
+    from orchestrator.tracking.comet.sync import sync_in_child
 
     def hear(news: object) -> None:
-        if isinstance(news, dict):
+        if isinstance(news, dict) and "waiting" in news:
+            told(
+                f"Comet takes no more for {news['waiting'] / 60:,.0f} min, by its quotas; this waits and goes on"
+            )
+        elif isinstance(news, dict):
             told(f"{news['sent']:,} of {news['total']:,} images are in Comet")
 
-    return _comet(study, root, only_list=False, told=hear)
+    with _for_comet(study, root) as folder:
+        found = results(study, root)
+        write_contact_sheet(found, root)
+        write_report(found, root)
+        source, log_file = comet_study.comet_source(root, study), folder.path.absolute() / "comet.log"
+        try:
+            return sync_in_child(source, folder.comet, log_file, hear)
+        except CometError as error:
+            raise InputError(f"comet: {error}") from None
 
 
 def comet_status(study: str, root: str = DEFAULT_ROOT) -> CometStatus:
-    """How much of a study Comet lists, sending nothing. Raises InputError."""
-    return _comet(study, root, only_list=True)
+    """How much of a study Comet lists, sending nothing, also while it is run or synced. Raises InputError."""
+    from orchestrator.tracking.comet.sync import status_in_child
+
+    folder = _comet_folder(study, root)
+    source, log_file = comet_study.comet_source(root, study), folder.path.absolute() / "comet-status.log"
+    try:
+        return status_in_child(source, folder.comet, log_file)
+    except CometError as error:
+        raise InputError(f"comet: {error}") from None
 
 
 def comet_archive(study: str, root: str = DEFAULT_ROOT) -> str:
     """Build a study's archive for `comet upload` from the catalog; a line says where it is. Raises InputError."""
-    folder = _comet_folder(study, root)
-    found = results(study, root)
-    write_contact_sheet(found, root)
-    write_report(found, root)
-    try:
-        return wiring.make_archive(study, root, folder).close() or ""
-    except CometError as error:
-        raise InputError(str(error)) from None
+    with _for_comet(study, root) as folder:
+        found = results(study, root)
+        write_contact_sheet(found, root)
+        write_report(found, root)
+        try:
+            return wiring.make_archive(study, root, folder).close() or ""
+        except CometError as error:
+            raise InputError(str(error)) from None
 
 
 def comet_publish(
@@ -510,31 +532,18 @@ def comet_publish(
     from orchestrator.tracking.comet.publish import publish_in_child
     from orchestrator.winners import publication, winners
 
-    folder = _comet_folder(study, root)
-    pinned = folder.pinned()
-    assert pinned is not None
-    artifact = check_artifact_name(name if name is not None else f"{study}-winners")
-    named = [check_alias(alias) for alias in dict.fromkeys(aliases)]
-    pictures = winners(results(study, root), pinned, top)
-    place = root if "://" in root else str(Path(root).absolute())
-    source = partial(publication, place, study, pictures, artifact, named)
-    try:
-        return publish_in_child(source, folder.comet, folder.path.absolute() / "comet.log")
-    except CometError as error:
-        raise InputError(f"comet: {error}") from None
-
-
-def _comet(
-    study: str, root: str, only_list: bool, told: Callable[[object], None] = lambda _: None
-) -> CometStatus:
-    from orchestrator.tracking.comet.sync import sync_in_child
-
-    folder = _comet_folder(study, root)
-    log_file = folder.path.absolute() / "comet.log"
-    try:
-        return sync_in_child(comet_study.comet_source(root, study), folder.comet, log_file, only_list, told)
-    except CometError as error:
-        raise InputError(f"comet: {error}") from None
+    with _for_comet(study, root) as folder:
+        pinned = folder.pinned()
+        assert pinned is not None
+        artifact = check_artifact_name(name if name is not None else f"{study}-winners")
+        named = [check_alias(alias) for alias in dict.fromkeys(aliases)]
+        pictures = winners(results(study, root), pinned, top)
+        place = root if "://" in root else str(Path(root).absolute())
+        source = partial(publication, place, study, pictures, artifact, named)
+        try:
+            return publish_in_child(source, folder.comet, folder.path.absolute() / "comet.log")
+        except CometError as error:
+            raise InputError(f"comet: {error}") from None
 
 
 def _comet_folder(study: str, root: str) -> StudyFolder:
@@ -542,9 +551,17 @@ def _comet_folder(study: str, root: str) -> StudyFolder:
     if folder.pinned() is None:
         results(study, root)  # says so where there is no such study
         raise InputError(f"the folder of study {study!r} is gone from {root}/studies")
+    return folder
+
+
+@contextmanager
+def _for_comet(study: str, root: str) -> Iterator[StudyFolder]:
+    """A study's folder, while nobody runs the study or tells Comet of it. Raises InputError."""
+    folder = _comet_folder(study, root)
     if folder.is_being_run:
         raise InputError(f"the study in {folder.path} is being run by {folder.owner}; wait for its end")
-    return folder
+    with folder.told_to_comet():
+        yield folder
 
 
 def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
@@ -627,7 +644,7 @@ def score(
     which reads no text. A study that names it, with that text as `score_text`, finds the scores in the catalog.
     Images stored as jpeg differ a little from what was drawn, and so do their scores. Raises InputError.
     """
-    from orchestrator.ray_session import ray_session
+    from orchestrator.ray_session import cluster_gpus, machines, ray_session
     from orchestrator.rescoring import rescore
     from workers.pipelines.loading import describe_clip
 
@@ -652,9 +669,15 @@ def score(
     elif scorer is not None:
         described = describe_clip(scorer, scorer, Path())
         pinned = pinned.model_copy(update={"scorer": described})
-    crew = wiring.crew(pinned, workers, _local_gpus(), batch)
-    pool = wiring.make_scoring_pool(pinned, crew, partial(ray_session, address, insecure), inputs)
-    with _interrupts() as interrupted:
+    connect = partial(ray_session, address, insecure)
+    with ExitStack() as session, _interrupts() as interrupted:
+        if address or os.environ.get("RAY_ADDRESS"):
+            session.enter_context(connect())
+            gpus = cluster_gpus()
+            crew = wiring.crew(pinned, workers, gpus, batch, None if gpus else machines())
+        else:
+            crew = wiring.crew(pinned, workers, _local_gpus(), batch)
+        pool = wiring.make_scoring_pool(pinned, crew, connect, inputs)
         try:
             return rescore(Tables(root), pinned, pool, text, interrupted)
         finally:

@@ -5,14 +5,15 @@ import json
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.console import Console, harmless
 from search_spaces import study_file
 from search_spaces.errors import InputError
 
@@ -131,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch = commands.add_parser("fetch", help="bring a study's folder and images from a cluster")
     fetch.add_argument("--root", help="the cluster's root; by default that of the study's last job")
     fetch.add_argument(
-        "--into", default="runs", help="folder of this machine, or object store's prefix (default runs)"
+        "--into",
+        help="folder of this machine, or object store's prefix (default runs; of a study on a store, that store)",
     )
     fetch.set_defaults(command=_fetch)
     for command in (attach, stop, fetch):
@@ -283,7 +285,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         "--metrics",
         nargs="?",
         const=9464,
-        type=_count,
+        type=_port,
         metavar="PORT",
         help="serve images, rate, queue and failures to Prometheus, on loopback (default port 9464)",
     )
@@ -296,6 +298,12 @@ def _add_insecure(command: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number from 1 to 65535")
     return int(text)
 
 
@@ -392,6 +400,11 @@ def _watch(server: "JobServer", job: "Job", options: argparse.Namespace) -> int:
     code = 130 if ended.status == "STOPPED" else ended.exit_code
     if code is None:  # it never began
         raise InputError(f"job {ended.id} did not run: {ended.message or ended.status}")
+    if code < 0:
+        raise InputError(
+            f"job {ended.id} was killed by signal {-code} on the cluster's head; what was acknowledged is kept, and "
+            "the same submit goes on where it was"
+        )
     if code in (0, 3, 130):
         _print_rows(console, [("results", f"latentsweep fetch {job.study}{_at(options)}")])
     return code
@@ -422,10 +435,10 @@ def _fetch(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     server = api.job_server(options.address, options.insecure)
-    folder, images = server.fetch(options.study, options.root, options.into)
+    folder, images, into = server.fetch(options.study, options.root, options.into)
     rows = [
         ("fetched", f"{images} new images of {options.study}, and its folder {folder}"),
-        ("report", f"latentsweep report {options.study} --root {options.into}"),
+        ("report", f"latentsweep report {options.study} --root {into}"),
     ]
     _print_rows(_Console(), rows)
     return 0
@@ -521,6 +534,8 @@ def _rm(options: argparse.Namespace) -> int:
     freed = api.removal(options.study, options.root)
     what = f"{options.study}: {freed.trials:,} rows of trials, its folder, and {len(freed.images):,} images "
     what += f"({freed.size / 1e6:,.1f} MB) that no other study uses"
+    if "://" in options.root:
+        what += "; a run on another machine is not seen from here, and must not be under way"
     if not options.yes:
         if not sys.stdin.isatty():
             raise InputError(f"rm would remove {what}; say --yes where nobody can be asked")
@@ -669,7 +684,7 @@ def _print_comet(status: "CometStatus") -> int:
         ("experiment", status.url or "not there yet"),
         ("sent", f"{status.sent:,} of {status.total:,} images"),
         ("pending", f"{status.pending:,}"),
-        ("rejected", f"{len(status.rejected):,}"),
+        ("rejected", _refused(status)),
     ]
     if status.removed:
         rows.append(("removed", f"{status.removed:,} that were there twice"))
@@ -677,6 +692,13 @@ def _print_comet(status: "CometStatus") -> int:
         rows.append(("problem", f"{status.problem}; the same command goes on"))
     _print_rows(_Console(), rows)
     return 3 if status.pending or status.rejected or status.problem else 0
+
+
+def _refused(status: "CometStatus") -> str:
+    """How many images Comet refused, and why: each reason with its number, the first three."""
+    reasons = Counter(status.rejected.values()).most_common()
+    told = "; ".join(f"{count:,} × {reason}" for reason, count in reasons[:3])
+    return f"{len(status.rejected):,}" + (f": {told}" if told else "") + ("; …" if len(reasons) > 3 else "")
 
 
 def _schema(options: argparse.Namespace) -> int:  # noqa: ARG001
@@ -692,7 +714,7 @@ def _print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
         return
     table = Table.grid(padding=(0, 1))
     for label, sentence in rows:
-        table.add_row(Text(f"{label}:", style="bold"), Text(sentence, overflow="fold"))
+        table.add_row(Text(f"{label}:", style="bold"), Text(harmless(sentence), overflow="fold"))
     console.print(table)
 
 

@@ -1,7 +1,10 @@
 """A study's Comet experiment, told from the catalog."""
 
+import importlib.util
 import json
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -62,8 +65,8 @@ def comet_content(root: str, name: str) -> Content:
             experiment_name=study.comet.name or name,
             tags=study.comet.tags,
             parameters={**_comet_parameters(study), **_provenance(tables, records)},
-            files=files,
-            log_code=study.comet.log_code,
+            files=files | own_code(study) if study.comet.log_code else files,
+            commit=git_commit() if study.comet.log_code else None,
         ),
         key=comet_key(study),
         images=lambda: map(described, wanted),
@@ -71,6 +74,32 @@ def comet_content(root: str, name: str) -> Content:
         metrics=list(_comet_metrics(study, past)),
         described=lambda record: described(record) if rule == "all" else None,
     )
+
+
+def own_code(study: Study) -> dict[str, bytes]:
+    """The source of a strategy of the user's own, by its name in Comet; nothing where it is not one file."""
+    module = study.search.strategy.rpartition(".")[0]
+    if not module or module.split(".")[0] == "optuna":
+        return {}
+    with suppress(ImportError, ValueError, OSError):
+        found = importlib.util.find_spec(module)
+        if found is not None and found.origin is not None and found.origin.endswith(".py"):
+            return {f"{module}.py": Path(found.origin).read_bytes()}
+    return {}
+
+
+def git_commit() -> str | None:
+    """The commit that is checked out where the command runs, and whether files differ from it; None without one."""
+    with suppress(OSError, subprocess.SubprocessError):
+        commit = _git("rev-parse", "HEAD").strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no").strip()
+        return f"{commit} with changes" if changed else commit
+    return None
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout
 
 
 def _comet_parameters(study: Study) -> dict[str, object]:

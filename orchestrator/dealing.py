@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.pool import Done, Picture
-from search_spaces.requests import Failed, ImageRequest, Looked
-from workers.pipelines import may_be_the_device
+from search_spaces.requests import Failed, ImageRequest, Looked, Scored
+from workers.pipelines import may_be_the_device, may_stay_with_the_process
 from workers.worker import Provenance
 
 CALLS_AHEAD = 2  # one computing, one waiting: a third gains nothing
@@ -23,6 +23,9 @@ DEATHS_IN_A_ROW = 10
 
 FAILURES_IN_A_ROW = 8
 """Black, NaN or broken results of one worker without a picture in between, after which it gets no more work."""
+
+WAITING_SECONDS = 60.0
+"""Without any worker that has found a place, after which it is said what they wait for."""
 
 IDLE_SECONDS = 60.0
 """That a worker waits for work before it is let go: longer than the pause between a race's rungs."""
@@ -58,6 +61,7 @@ class Member:
     suspect: str | None = None  # the one request that it holds alone
     doubted: dict[str, tuple[Done, Picture | None]] = field(default_factory=dict)  # since its last picture
     failures: int = 0  # in a row
+    has_drawn: bool = False
     idle_since: float | None = None
 
     def __str__(self) -> str:
@@ -117,7 +121,9 @@ class Dealer:
     kills its worker is told from its companions; where a whole machine died, nobody is suspected.
 
     A result that may be its device's fault (black, NaN, broken) counts once the same worker has drawn a picture after
-    it, or another worker agrees, or there is no other.
+    it, or another worker agrees, or there is no other. A worker whose calls come to raise whatever they are given is
+    ended and another started in its place, since a CUDA error stays with its process; one that never drew keeps its
+    device from others instead, unless it is the only one.
     """
 
     def __init__(self, batch: int, stall_timeout: float, load_timeout: float) -> None:
@@ -129,6 +135,8 @@ class Dealer:
         self._deaths: dict[str, int] = {}
         self._deaths_in_a_row = self._never_arrived = 0
         self._second: dict[str, tuple[Member, Done]] = {}  # who failed at a request that another is to try
+        self._broken: list[Member] = []  # to be ended, and replaced
+        self._replaced_in_vain = False  # since the last picture of any
         self._ready: list[Done] = []
         self._keepers: dict[str, Member] = {}  # who keeps a request that was looked at
         self._numbers = 0
@@ -172,6 +180,13 @@ class Dealer:
         capacity = sum(member.batch for member in able) + missing * self._batch
         return max(0, CALLS_AHEAD * capacity - self._waiting - self._held)
 
+    def placeless(self, now: float) -> float | None:
+        """For how many seconds workers that could work have all been waiting for a place; None where one has it."""
+        able = self.able
+        if not able or any(member.where for member in able):
+            return None
+        return now - min(member.heard for member in able)
+
     def silent(self, now: float) -> list[tuple[Member, float]]:
         """Members that are to work or load and gave no sign of life, for longer than they may; with how long."""
         found = []
@@ -213,6 +228,11 @@ class Dealer:
         """A sign of life."""
         member.heard = now
 
+    def deaf(self, seconds: float) -> None:
+        """Nobody listened for so long: it does not count as anybody's silence."""
+        for member in self.members:
+            member.heard += seconds
+
     def arrived(self, member: Member, where: str, now: float) -> None:
         """A worker has found a place on a machine and begins to load."""
         member.where, member.heard = where, now
@@ -241,6 +261,8 @@ class Dealer:
         if member.closed:
             return
         for done in results:
+            if member.closed or member not in self.members:
+                break  # what has not been taken is queued again
             self._take(member, done)
         if member.suspect not in member.held:
             member.suspect = None
@@ -258,30 +280,39 @@ class Dealer:
         if not (isinstance(done.outcome, Failed) and may_be_the_device(done.outcome)):
             self._second.pop(image_id, None)
             member.failures = 0
+            if isinstance(done.outcome, Scored | Looked):
+                member.has_drawn, self._replaced_in_vain = True, False
             self._ready += [each for each, _ in member.doubted.values()]
             member.doubted.clear()
             self._ready.append(done)
             return
-        first = self._second.get(image_id)
-        if (first is not None and first[0] is not member) or not self._others(member):
+        sticks = may_stay_with_the_process(done.outcome)
+        replaceable = sticks and self._is_replaceable(member)
+        agrees = self._failed_elsewhere(member, image_id)
+        is_credible = not (sticks and member.failures)
+        if (agrees and is_credible) or not (replaceable or self.has_others(member)):
             self._second.pop(image_id, None)
             self._ready.append(done)
+            member.failures += agrees and sticks  # what comes next may fail of it
             return
-        member.failures += 1
         member.doubted[image_id] = (done, stored)
-        if member.failures >= FAILURES_IN_A_ROW:
-            reason = done.outcome.reason
-            self._close(
-                member,
-                f"{member} gets no more work: {member.failures} results in a row failed ({reason}); "
-                "what it failed at is tried elsewhere",
-            )
+        member.failures += 1
+        if member.failures < FAILURES_IN_A_ROW:
+            return
+        if replaceable:
+            self._replace(member)
+        else:
+            what = self._streak(member)
+            self._close(member, f"{member} gets no more work: {what}; what it failed at is tried elsewhere")
 
     def died(self, member: Member, cause: str, machine: bool, now: float) -> None:  # noqa: ARG002
         """A worker is gone: its requests are queued again. With its `machine` gone too, nothing counts against them.
 
         Raises PoolError where too many die in a row.
         """
+        if member in self._broken:  # it was to be ended anyhow
+            self._broken.remove(member)
+            return
         self.members.remove(member)
         self._keepers = {i: owner for i, owner in self._keepers.items() if owner is not member}
         held = {i: request for i, request in member.held.items() if i not in member.to_forget}
@@ -325,6 +356,23 @@ class Dealer:
     def _close(self, member: Member, notice: str) -> None:
         """Give a member nothing more; what it holds is for others."""
         member.closed = True
+        self._release(member, notice)
+
+    def _streak(self, member: Member) -> str:
+        done, _ = list(member.doubted.values())[-1]
+        assert isinstance(done.outcome, Failed)
+        return f"{member.failures} results in a row failed ({done.outcome.reason})"
+
+    def _replace(self, member: Member) -> None:
+        """End a member's process, and let another come in its place."""
+        self._replaced_in_vain = True
+        self.members.remove(member)
+        self._broken.append(member)
+        notice = f"{member} is replaced: {self._streak(member)}; what it failed at is tried again"
+        self._release(member, notice)
+
+    def _release(self, member: Member, notice: str) -> None:
+        """Queue again what a member holds and what it failed at."""
         self.notices.append(notice)
         for image_id, request in member.held.items():
             if image_id in member.to_forget:
@@ -350,9 +398,19 @@ class Dealer:
                 self._queue.append(done.request)
         member.doubted.clear()
 
-    def _others(self, member: Member) -> bool:
-        """Whether another worker is there, on some machine."""
-        return any(other is not member and other.where for other in self.able)
+    def _failed_elsewhere(self, member: Member, image_id: str) -> bool:
+        """Whether a request waits for a second opinion, and not on a failure of this member's."""
+        first = self._second.get(image_id)
+        return first is not None and first[0] is not member
+
+    def _is_replaceable(self, member: Member) -> bool:
+        """Whether a new process may do better than a member that fails."""
+        return member.has_drawn or not (self._replaced_in_vain or self.has_others(member))
+
+    def has_others(self, member: Member) -> bool:
+        """Whether another worker is there, on some machine; for one that is gone or set aside, one to come is."""
+        able = self.able
+        return any(other is not member and (other.where or member not in able) for other in able)
 
     # Instructions
 
@@ -363,8 +421,9 @@ class Dealer:
 
     def instructions(self, now: float, places: Places, room: bool = True) -> list[Instruction]:
         """What is to be done now. Without `room` for results nobody is given anything to do."""
-        found: list[Instruction] = [*self._starts(now, places), *self._stops(now, places)]
         self._settle_doubts()
+        found: list[Instruction] = [*self._starts(now, places), *self._stops(now, places)]
+        self._settle_second_tries()
         if room:
             found += self._calls()
         for member in self.members:
@@ -390,8 +449,12 @@ class Dealer:
         return started
 
     def _stops(self, now: float, places: Places) -> list[Instruction]:
-        """Let go of those idle for long, while fewer are enough; one stays for what may come."""
+        """End what is broken; let go of those idle for long, while fewer are enough; one stays for what may come."""
         able, wanted = self.able, max(1, self._wanted(places))
+        broken, self._broken = self._broken, []
+        return [*(Stop(member) for member in broken), *self._surplus(now, able, wanted)]
+
+    def _surplus(self, now: float, able: Sequence[Member], wanted: int) -> list[Instruction]:
         if len(able) <= wanted:
             self._surplus_since = None
             return []
@@ -413,12 +476,29 @@ class Dealer:
         return stopped
 
     def _settle_doubts(self) -> None:
-        """What a member failed at goes to another once it has nothing more to show; it counts where there is none."""
+        """What a member failed at goes to another once it has nothing more to show; what two failed at counts."""
         for member in self.able:
-            if member.doubted and not (member.held or self._queue):
-                self._try_elsewhere(member)
+            if not member.doubted or member.held or self._queue:
+                continue
+            failed = [done.outcome for done, _ in member.doubted.values() if isinstance(done.outcome, Failed)]
+            sticks = all(map(may_stay_with_the_process, failed))
+            if (
+                sticks
+                and member.failures > 1
+                and not self.has_others(member)
+                and self._is_replaceable(member)
+            ):
+                self._replace(member)
+                continue
+            for image_id in [each for each in member.doubted if self._failed_elsewhere(member, each)]:
+                self._ready.append(member.doubted.pop(image_id)[0])
+                del self._second[image_id]
+            self._try_elsewhere(member)
+
+    def _settle_second_tries(self) -> None:
+        """What waits for another worker's opinion counts where there is no other."""
         for image_id, (member, done) in list(self._second.items()):
-            if self._others(member) or any(image_id in each.held for each in self.members):
+            if self.has_others(member) or any(image_id in each.held for each in self.members):
                 continue
             del self._second[image_id]
             self._queue = deque(request for request in self._queue if request.image_id != image_id)

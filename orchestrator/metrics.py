@@ -29,6 +29,9 @@ class Metrics:
     """The figures of one study, at http://127.0.0.1:PORT/metrics between `with` and its end."""
 
     def __init__(self, study: str, port: int = DEFAULT_PORT) -> None:
+        """`port` from 1 to 65535. Raises InputError for another."""
+        if not 1 <= port < 2**16:
+            raise InputError(f"--metrics: {port} is not a port, a whole number from 1 to 65535")
         self.registry, self._study, self._port = CollectorRegistry(), study, port
         self._speed = Speed()
         self.images = self._gauge("images", "Judged instances, of all sessions")
@@ -39,15 +42,23 @@ class Metrics:
         self.infeasible = self._gauge("images_infeasible", "Instances whose settings cannot be drawn")
         self.lost = self._gauge("images_lost", "Instances that machines lost")
         self.best = self._gauge("best_score", "The best settings' mean score so far")
-        self.busy = self._gauge("requests_busy", "Requests that workers draw now, as far as the pool tells")
-        self.queued = self._gauge("requests_queued", "Requests that wait for a worker")
+        self.busy = self._gauge(
+            "requests_busy", "Requests that workers draw now, at most: half of what the pool wants"
+        )
+        self.queued = self._gauge("requests_queued", "Requests that wait for a worker, at least")
         self.unwritten = self._gauge(
-            "catalog_lag_images", "Images that are finished and not yet acknowledged"
+            "catalog_lag_images",
+            "Images that are finished and not yet acknowledged to the search; in a cluster they may be durable",
         )
         self.unwritten.set(0)
         self.write_seconds = self._counter("catalog_write_seconds", "Seconds spent waiting for the catalog")
-        self.tracked = self._counter("tracker_images", "Images handed to the tracker")
-        self.untracked = self._gauge("tracker_lag_images", "Scored images not yet handed to the tracker")
+        self.tracked = self._counter(
+            "tracker_images", "Images handed to the tracker, which may send them later"
+        )
+        self.untracked = self._gauge(
+            "tracker_lag_images",
+            "Scored images not yet handed to the tracker; what Comet has, `comet status` says",
+        )
         self.untracked.set(0)
 
     def _gauge(self, name: str, meaning: str) -> Gauge:
@@ -130,7 +141,7 @@ class MeasuredPool:
         """What has finished; how much is queued is noted before and after."""
         done = self._pool.next_done(timeout)
         outstanding = self._pool.outstanding
-        # A pool wants as much again as its workers hold: half of what it can take is being drawn at most.
+        # An estimate: a pool wants as much again as its workers hold, so half of that is being drawn at most.
         busy = min(outstanding, -(-(outstanding + self._pool.free) // 2))
         self._metrics.busy.set(busy)
         self._metrics.queued.set(outstanding - busy)

@@ -22,17 +22,29 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     command, *rest = arguments
     if command == "parcel":
-        from orchestrator.transfer import write_parcel
-
         study, root = rest
         os.chdir(Path.home())
-        return write_parcel(study, os.path.expanduser(root), sys.stdout)  # noqa: PTH111  # may be s3://
+        return _parcel(study, os.path.expanduser(root))  # noqa: PTH111  # may be s3://
     from orchestrator import cli
 
     rest = [os.path.expanduser(word) for word in rest]  # noqa: PTH111
     study_file = here / rest[0]
     os.chdir(Path.home())  # the folder of a job is thrown away; what a remote root keeps locally is not
     return cli.main([command, str(study_file), *rest[1:]])
+
+
+def _parcel(study: str, root: str) -> int:
+    """Write a study as lines of text, or one line that says what is wrong; the exit code."""
+    from orchestrator.catalog.patient import reason
+    from orchestrator.transfer import write_parcel
+    from search_spaces.errors import InputError
+
+    try:
+        return write_parcel(study, root, sys.stdout)
+    except (InputError, OSError) as error:
+        problem = reason(error) if isinstance(error, OSError) else str(error)
+        sys.stdout.write(f"latentsweep: {problem}\n")
+        return 2
 
 
 def disagreement(wanted: dict[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from orchestrator.ray_session import PROBE_SECONDS, TOKEN_MISSING, TOKEN_WRONG, own_token, refuse_open
 from orchestrator.shipment import bring_code, entrypoint, pack
+from orchestrator.study_folder import DEFAULT_ROOT as DEFAULT_INTO
 from orchestrator.study_folder import named_folder
 from orchestrator.transfer import read_parcel, unpack
 from search_spaces.errors import InputError
@@ -170,6 +171,7 @@ class JobServer:
             except (RuntimeError, OSError):
                 time.sleep(POLL_SECONDS)
                 _checked(self.address, f"--address {self.address}", self.insecure)
+                self.job(job.id)  # which says so where somebody deleted it
                 continue
             ended = self.job(job.id)
             if ended.has_ended:
@@ -207,15 +209,17 @@ class JobServer:
             time.sleep(POLL_SECONDS)
         return job
 
-    def fetch(self, study: str, root: str | None, into: str) -> tuple[Path, int]:
+    def fetch(self, study: str, root: str | None, into: str | None = None) -> tuple[Path, int, str]:
         """Bring a study's folder and its rows of the catalog into a root of this machine.
 
-        The folder there, and how many images are new. `root` is the cluster's, by default that of the study's last
-        job. Raises InputError.
+        The folder there, how many images are new, and the root. `root` is the cluster's, by default that of the
+        study's last job; `into` by default `runs`, or where the cluster's is a store, whose catalog everybody reads,
+        that store. Raises InputError.
         """
-        named_folder(study, into)
+        named_folder(study, into or DEFAULT_INTO)
         found = self.jobs(study)
         root = checked_root(root or (found[0].root if found else None))
+        into = into or (root if is_a_store(root) else DEFAULT_INTO)
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as parcel:
             bring_code(Path(folder))
             name = f"latentsweep-fetch-{study}-{secrets.token_hex(3)}"
@@ -226,7 +230,7 @@ class JobServer:
             finally:
                 self._forget(name)
             parcel.seek(0)
-            return unpack(parcel, study, into)
+            return (*unpack(parcel, study, into), into)
 
     def _lines(self, name: str) -> Generator[str]:
         """A job's output in lines, to its end."""
@@ -259,6 +263,11 @@ class JobServer:
                     return
                 time.sleep(POLL_SECONDS / 2)
             self._client.stop_job(name)
+
+
+def is_a_store(root: str) -> bool:
+    """Whether a root is the same from every machine."""
+    return "://" in root and not root.startswith("file://")
 
 
 def checked_root(root: str | None) -> str:

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from orchestrator.dealing import (
+    WAITING_SECONDS,
     Advance,
     Dealer,
     Instruction,
@@ -46,6 +47,9 @@ PLACES_SECONDS = 2.0
 
 NODE_SECONDS = 2.0
 """That a machine may take to answer, when one of its processes has died."""
+
+MOST_DEAF_SECONDS = 5.0
+"""Between two looks at who is silent, beyond which nobody's silence is told from our own."""
 
 LONGEST_WAIT = 1.0
 """Between two looks at what hangs and what has joined."""
@@ -148,6 +152,10 @@ class RayPool:
         self._calls: dict[Any, _Call] = {}  # by the reference of what returns
         self._ready: list[Done] = []  # durable, or with nothing to keep
         self._accepted = False  # whether any worker has loaded
+        self._told_of_waiting = False
+        self._listened = math.inf  # when it was last looked who is silent
+        self._kind, self._needs = ("GPU", num_gpus) if num_gpus else ("CPU", num_cpus)
+        self._kept_back: list[str] = []  # who could not load; where nobody can, one sentence says so
         self._here = versions()
         self._say, self._said = say, 0
 
@@ -230,6 +238,9 @@ class RayPool:
             if self._keeping:
                 self._keeping.start()
         now = time.monotonic()
+        if now - self._listened > MOST_DEAF_SECONDS:  # as while the loop waited for a disk
+            self._dealer.deaf(now - self._listened)
+        self._listened = now
         if self._count_places is not None and now - self._counted >= PLACES_SECONDS:
             self._places, self._counted = self._count_places(), now
         for member, silent in self._dealer.silent(now):
@@ -241,11 +252,27 @@ class RayPool:
         if self._keeping:
             self._keeping.send(now, hurry=not self._dealer.works)
         self._ask_for_signs(now)
+        self._tell_of_waiting(now)
         notices = self.notices
         for notice in notices[self._said :]:
             log.warning(notice)
             self._say(notice)
         self._said = len(notices)
+
+    def _tell_of_waiting(self, now: float) -> None:
+        """Say once, of workers that wait for a place, what they wait for."""
+        waited = self._dealer.placeless(now)
+        if waited is None or waited < WAITING_SECONDS:
+            self._told_of_waiting = self._told_of_waiting and waited is not None
+            return
+        if not self._told_of_waiting:
+            self._told_of_waiting = True
+            there, free = ray.cluster_resources(), ray.available_resources()
+            self._dealer.notices.append(
+                f"no worker has found a place for {waited:.0f} s: each needs {self._needs:g} {self._kind}, and the "
+                f"cluster has {there.get(self._kind, 0):g}, {free.get(self._kind, 0):g} of them free; they "
+                "begin once that changes"
+            )
 
     def _carry_out(self, instruction: Instruction) -> None:
         member = instruction.member
@@ -330,6 +357,8 @@ class RayPool:
 
     def _hear_loaded(self, call: _Call, loaded: Loaded, now: float) -> None:
         self._accepted = True
+        self._dealer.notices += self._kept_back
+        self._kept_back.clear()
         self._dealer.loaded(call.member, loaded.batch, loaded.device, now)
         self._dealer.notices += loaded.notes
 
@@ -380,8 +409,11 @@ class RayPool:
         first_line = str(cause).strip().partition("\n")[0]
         if call.kind != "load":
             self._end(call.member, f"{type(cause).__name__} in the worker: {first_line}", machine=False)
-        elif self._accepted:
-            self._dealer.refused(call.member, f"it cannot start: {type(cause).__name__}: {first_line}")
+        elif self._accepted or self._dealer.has_others(call.member):  # whose GPUs may be larger, or whole
+            kind = "" if isinstance(cause, InputError) else f"{type(cause).__name__}: "
+            self._dealer.refused(call.member, f"it cannot start: {kind}{first_line}")
+            if not self._accepted:
+                self._kept_back.append(self._dealer.notices.pop())
         elif isinstance(cause, InputError):
             raise InputError(str(cause)) from None
         else:

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,11 @@ def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
 def _head(target: str, source: str) -> str:
     """The host and port behind an address, where something listens. Raises InputError."""
     if target != "auto":
+        if not target.startswith("ray://") and not _is_host_and_port(target):
+            server = "; a job server's, http://…, is for `latentsweep submit`" if "://" in target else ""
+            raise InputError(
+                f"{source}: a Ray head's address is HOST:PORT, such as 10.0.0.1:6379, or auto{server}"
+            )
         if not listens(target):
             raise InputError(f"{source}: nothing listens there; `ray start --head` prints its address")
         return target
@@ -92,6 +98,11 @@ def _head(target: str, source: str) -> str:
             "`ray stop` forgets it, `ray start --head` starts another"
         )
     return found
+
+
+def _is_host_and_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return bool(host) and "/" not in host and port.isascii() and port.isdecimal() and int(port) < 2**16
 
 
 def listens(address: str) -> bool:
@@ -212,6 +223,32 @@ def _authenticated(mode: AuthMode | None) -> Iterator[None]:
         else:
             os.environ["RAY_AUTH_MODE"] = before
         Config.initialize("")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has for workers; `memory` in bytes."""
+
+    cores: int
+    memory: int
+
+
+def this_machine() -> Machine:
+    """As far as this process may use it."""
+    return Machine(cores(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def machines() -> list[Machine]:
+    """Machines of the connected cluster on which actors that need a CPU can be. Raises InputError for none."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    able = [
+        Machine(int(each["CPU"]), int(each.get("memory", 0))) for each in found if each.get("CPU", 0) >= 1
+    ]
+    if not able:
+        raise InputError(
+            "the cluster has neither GPU nor CPU for workers; add a machine, as by `ray start --address=HEAD:6379`"
+        )
+    return able
 
 
 def cores() -> int:

@@ -227,8 +227,8 @@ def check_local_inputs(spec: StudySpec, path: Path) -> None:
         key, image = f"{path}: inputs[{number}]", None
         if item.image is not None and parse_artifact_file(item.image) is None:
             image = read_image(path.parent / item.image, f"{key}.image")
-        if item.mask is not None and parse_artifact_file(item.mask) is None and image is not None:
-            read_mask(path.parent / item.mask, f"{key}.mask", image.size)
+        if item.mask is not None and parse_artifact_file(item.mask) is None:
+            read_mask(path.parent / item.mask, f"{key}.mask", image.size if image else None)
 
 
 def _read_inputs(
@@ -239,8 +239,6 @@ def _read_inputs(
     images: dict[str, Image.Image] = {}
     for number, item in enumerate(spec.inputs):
         key = f"{path}: inputs[{number}]"
-        if item.mask is not None and item.image is None:
-            raise InputError(f"{key}.mask: a mask needs an image beside it")
         found, masked = located.get((number, "image")), located.get((number, "mask"))
         image = read_image(found.path, f"{key}.image") if found else None
         mask = read_mask(masked.path, f"{key}.mask", image.size) if masked and image else None

@@ -95,7 +95,7 @@ def remove(study: str, root: str = DEFAULT_ROOT) -> Freed:
     """
     freed = removal(study, root)
     folder = named_folder(study, root)
-    with folder.locked():
+    with folder.locked(), folder.told_to_comet():
         free(Tables(root), study, freed)
         shutil.rmtree(folder.path)
     return freed

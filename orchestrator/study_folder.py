@@ -138,19 +138,37 @@ class StudyFolder:
         Raises InputError, naming the owner, where another run holds it, also one on another host where the
         folder's filesystem is shared and has locks.
         """
+        with self._held("lock") as owner:
+            if owner is not None:
+                raise InputError(
+                    f"the study in {self.path} is being run by {owner}; wait for it, or give this one another name"
+                )
+            yield
+
+    @contextmanager
+    def told_to_comet(self) -> Iterator[None]:
+        """Be the only one that tells Comet of the study, as `locked`. Raises InputError, naming who does."""
+        with self._held("comet.lock") as owner:
+            if owner is not None:
+                raise InputError(
+                    f"the study in {self.path} is being told to Comet by {owner}; wait for its end"
+                )
+            yield
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[str | None]:
+        """Hold a lock: None, or who holds it instead."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as lock:
+        with (self.path / name).open("a+") as lock:
             if not self._take(lock):
                 lock.seek(0)
-                raise InputError(
-                    f"the study in {self.path} is being run by {lock.read().strip() or 'another process'}; "
-                    "wait for it, or give this one another name"
-                )
+                yield lock.read().strip() or "another process"
+                return
             lock.truncate(0)
             since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
             lock.flush()
-            yield
+            yield None
 
     def _take(self, lock: TextIO) -> bool:
         """Whether the lock could be had: those who only look whether it is held give it back in a moment.

@@ -41,7 +41,8 @@ def write_parcel(study: str, root: str, out: TextIO) -> int:
     tables, folder = Tables(root), StudyFolder(root, study)
     if not folder.path.is_dir() and study not in tables.read("trials", ["study"])["study"].to_pylist():
         known = sorted(set(tables.read("trials", ["study"])["study"].to_pylist()))
-        out.write(f"latentsweep: there is no study {study!r} under {root} on the cluster; it has {known}\n")
+        hint = f"it has {', '.join(known)}" if known else "it holds no study yet"
+        out.write(f"latentsweep: there is no study {study!r} under {root} on the cluster; {hint}\n")
         return 2
     lines = _Lines(out)
     with tarfile.open(fileobj=lines, mode="w|", dereference=True) as tar:

@@ -98,7 +98,6 @@ def publication(
             experiment_name=comet.name or name,
             tags=comet.tags,
             parameters={},
-            log_code=comet.log_code,
         ),
         key=comet_key(study),
         artifact=artifact,

@@ -1,8 +1,9 @@
 """Names in a study file → objects: the only module that knows every implementation."""
 
 import os
+import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -13,6 +14,7 @@ from PIL import Image
 
 from orchestrator.catalog.pictures import CatalogWriter
 from orchestrator.comet_study import comet_source
+from orchestrator.dealing import Places
 from orchestrator.plan import admitted
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking import NullTracker, Tracker
@@ -43,6 +45,7 @@ if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` n
 
     from orchestrator.dashboard import Dashboard
     from orchestrator.ray_pool import RayPool
+    from orchestrator.ray_session import Machine
     from workers.pipelines.slot_engine import SlotEngine
     from workers.scoring.clip import ClipScorer
 
@@ -177,6 +180,22 @@ class WorkerSetup:
     inputs: Mapping[str, bytes]
     batch: int
     threads: int
+    kind: Literal["CPU", "GPU"] = "CPU"
+
+
+def _device(setup: WorkerSetup) -> str:
+    """Where a worker computes. Raises InputError where Ray has given it a GPU that torch cannot use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if setup.kind == "GPU":
+        raise InputError(
+            f"torch {torch.__version__} on {platform.node()} finds no GPU, and Ray has given a worker there one; "
+            "install the build of torch for its CUDA"
+        )
+    torch.set_num_threads(setup.threads)
+    return "cpu"
 
 
 def build_worker(setup: WorkerSetup) -> Worker:
@@ -191,9 +210,7 @@ def build_worker(setup: WorkerSetup) -> Worker:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(setup.threads)
+    device = _device(setup)
     study = setup.study
     pipeline, fetched = _staged(study.model, lambda: load_pipeline(study.model, device, study.engine.offload))
     scorer, scorer_fetched = _staged(study.scorer, lambda: load_scorer(study.scorer, device))
@@ -258,11 +275,7 @@ def build_scoring_worker(setup: WorkerSetup) -> Worker:
         inputs = {name: decode_png(png) for name, png in setup.inputs.items()}
         pixels = {setup.study.objective: PreservationScorer(inputs)}
         return Worker(_DrawsNothing(), pixels, "cpu", setup.batch)
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(setup.threads)
+    device = _device(setup)
     scorers = {setup.study.objective: load_scorer(setup.study.scorer, device)}
     return Worker(_DrawsNothing(), scorers, device, setup.batch)
 
@@ -350,6 +363,7 @@ class Crew:
     kind: Literal["CPU", "GPU"]
     threads: int
     batch: int
+    share: float = 1.0  # of a CPU or GPU, for each
 
     def __str__(self) -> str:
         plural = "s" if self.workers > 1 else ""
@@ -365,15 +379,30 @@ class Cluster:
     workers: int | None
 
 
-def crew(study: Study, workers: int | None, gpus: int, batch: int) -> Crew:
-    """The workers for a study: one per GPU; without GPUs, as many as the cores carry; or as many as asked."""
-    from orchestrator.ray_session import cores
+def crew(
+    study: Study, workers: int | None, gpus: int, batch: int, machines: Sequence["Machine"] | None = None
+) -> Crew:
+    """The workers for a study: one per GPU; without GPUs, as many as the cores carry; or as many as asked.
+
+    The cores are this machine's, or those of a cluster's `machines`.
+    """
+    from orchestrator.ray_session import this_machine
 
     if gpus:
         return Crew(workers or gpus, "GPU", 1, batch)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    workers = workers or cpu_workers(study.model, cores(), memory)
-    return Crew(workers, "CPU", max(1, cores() // workers), batch)
+    there = machines or [this_machine()]
+    workers = workers or sum(cpu_workers(study.model, each.cores, each.memory) for each in there)
+    cores = sum(each.cores for each in there)
+    threads = min(max(1, cores // workers), max(each.cores for each in there))
+    return Crew(workers, "CPU", threads, batch, min(1.0, cores / workers) * threads)
+
+
+def cpu_places(model: ModelDescription) -> Places:
+    """For workers on the CPUs of the connected cluster's machines."""
+    from orchestrator.ray_session import machines
+
+    count = sum(cpu_workers(model, each.cores, each.memory) for each in machines())
+    return Places(count, count)
 
 
 def cpu_workers(model: ModelDescription, cores: int, memory: int) -> int:
@@ -406,23 +435,26 @@ def make_pool(
     writes the pictures. `say` hears at once what happens to workers.
     """
     from orchestrator.ray_pool import RayPool
-    from orchestrator.ray_session import cores, gpu_places, limited
+    from orchestrator.ray_session import gpu_places, limited
 
     inputs = {name: encode_png(image) for name, image in images.items()}
-    setup = WorkerSetup(study, inputs, crew.batch, crew.threads)
+    setup = WorkerSetup(study, inputs, crew.batch, crew.threads, crew.kind)
     gpu = crew.kind == "GPU"
-    share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads
-    places, make_writer = None, None
+    places: Callable[[], Places] | None = None
+    make_writer = None
     if cluster is not None:
         root = cluster.root if "://" in cluster.root else str(Path(cluster.root).absolute())
         make_writer = partial(CatalogWriter, root, study)
-        places = partial(limited, gpu_places, cluster.workers) if gpu else None
+        if gpu:
+            places = partial(limited, gpu_places, cluster.workers)
+        elif cluster.workers is None:
+            places = partial(cpu_places, study.model)
     return RayPool(
         connect,
         partial(build_worker, setup),
         crew.workers,
         crew.batch,
-        num_cpus=share,
+        num_cpus=crew.share,
         num_gpus=int(gpu),
         places=places,
         make_writer=make_writer,
@@ -439,17 +471,15 @@ def make_scoring_pool(
 ) -> "RayPool":
     """A Ray pool whose workers only score, by the study's scorer; `inputs` are PNG by pixel hash."""
     from orchestrator.ray_pool import RayPool
-    from orchestrator.ray_session import cores
 
-    setup, gpu = WorkerSetup(study, inputs, crew.batch, crew.threads), crew.kind == "GPU"
-    share = 1.0 if gpu else min(1.0, cores() / crew.workers) * crew.threads
+    setup = WorkerSetup(study, inputs, crew.batch, crew.threads, crew.kind)
     return RayPool(
         connect,
         partial(build_scoring_worker, setup),
         crew.workers,
         crew.batch,
-        num_cpus=share,
-        num_gpus=int(gpu),
+        num_cpus=crew.share,
+        num_gpus=int(crew.kind == "GPU"),
     )
 
 
@@ -471,11 +501,31 @@ def make_archive(study: str, root: str, folder: StudyFolder) -> CometOfflineTrac
 
 
 def make_tracker(
-    study: Study, root: str, folder: StudyFolder, say: Callable[[str], None] = lambda _: None
+    study: Study,
+    root: str,
+    folder: StudyFolder,
+    session: ExitStack,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Tracker:
-    """Where a study's images are streamed; `say` gets the line that says whether that is so."""
+    """Where a study's images are streamed; `say` gets the line that says whether that is so.
+
+    Until `session` ends nobody else tells Comet of the study; where somebody does already, it is left to a sync.
+    """
     if study.comet.mode == "off":
         return NullTracker()
+    try:
+        session.enter_context(folder.told_to_comet())
+        return _comet_tracker(study, root, folder, say)
+    except InputError as error:  # somebody else is at it
+        reason = str(error).partition(";")[0]
+    except OSError as error:  # its own files are no reason for a sweep to end
+        reason = f"{error.filename or folder.comet} cannot be used: {error.strerror}"
+    line = f"Comet: {reason}; `latentsweep comet sync {study.name}` sends what this run makes, after that"
+    say(line)
+    return NullTracker(line)
+
+
+def _comet_tracker(study: Study, root: str, folder: StudyFolder, say: Callable[[str], None]) -> Tracker:
     offline = make_archive(study.name, root, folder)
     keyed = may_have_key(os.environ, Path(), Path.home())
     if study.comet.mode == "offline" or not keyed:

@@ -329,6 +329,12 @@ class InputSpec(_Section):
         None, min_length=1, description="what CLIP judges by; the prompt by default"
     )
 
+    @model_validator(mode="after")
+    def _mask_has_image(self) -> "InputSpec":
+        if self.mask is not None and self.image is None:
+            raise ValueError("a mask needs an image beside it")
+        return self
+
 
 OWN_STRATEGIES: Mapping[str, str] = {
     "grid": "tries every cell",
@@ -447,16 +453,26 @@ def _parse_images(raw: object) -> object:
     counted = isinstance(many, int) and not isinstance(many, bool) and 1 <= many <= 1_000_000
     if raw in ("all", "best_per_trial") or counted or isinstance(raw, TopImages):
         return raw
-    raise ValueError(f"comet.images: {shown(raw)} is neither all, best_per_trial nor {{top_k: N}}")
+    raise ValueError(f"{shown(raw)} is neither all, best_per_trial nor {{top_k: N}}")
+
+
+def _check_label(text: str) -> str:
+    """A name that Comet can show. Raises ValueError."""
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{shown(text)} is empty or holds characters that no name should have")
+    return text
+
+
+_Label = Annotated[str, AfterValidator(_check_label)]
 
 
 class CometSpec(_Section):
     """Where the pictures go to be looked at."""
 
-    workspace: str | None = None
-    project: str | None = Field(None, description="the study's name by default")
-    name: str | None = Field(None, description="the experiment's name; the study's by default")
-    tags: list[str] = Field([], description="of the experiment")
+    workspace: _Label | None = None
+    project: _Label | None = Field(None, description="the study's name by default")
+    name: _Label | None = Field(None, description="the experiment's name; the study's by default")
+    tags: list[_Label] = Field([], description="of the experiment")
     mode: Literal["auto", "online", "offline", "off"] = Field(
         "auto",
         description="online streams images as they are made; offline builds an archive for `comet upload` at the "
@@ -465,7 +481,9 @@ class CometSpec(_Section):
     images: Annotated[Literal["all", "best_per_trial"] | TopImages, BeforeValidator(_parse_images)] = Field(
         "all", description="which images are sent: all, the best of each trial, or {top_k: N} of the study"
     )
-    log_code: bool = Field(False, description="send the git commit and patch and facts on the machine too")
+    log_code: bool = Field(
+        False, description="send the git commit and the source of a search strategy of your own too"
+    )
 
 
 class EngineSpec(_Section):
@@ -484,8 +502,8 @@ class EngineSpec(_Section):
     stall_timeout: float = Field(
         600,
         ge=10,
-        description="seconds without one UNet call after which a worker is taken for hung and replaced; "
-        "with compile, more than compiling takes",
+        description="seconds without one UNet call, or with compile one more block compiled, after which a worker is "
+        "taken for hung and replaced",
     )
 
 
@@ -785,7 +803,7 @@ def _sentence(error: ErrorDetails) -> str:
     kind, given = error["type"], error["input"]
     if kind == "value_error":
         message = str(error["ctx"]["error"])
-        if error["loc"][:1] == ("inputs",):
+        if error["loc"][:1] in (("inputs",), ("comet",)):
             return f"{where}: {message}"
         return f"{where}.{message}" if where in _NAMED_WITHIN else message
     if kind == "extra_forbidden":

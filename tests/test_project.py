@@ -39,7 +39,11 @@ def test_cluster_yaml_validates_by_rays_own_loader(variant: str | None) -> None:
         head, worker = (cluster["available_node_types"][name] for name in ("head", "gpu_worker"))
         assert worker["resources"]["GPU"] == 1
         assert (worker["min_workers"], worker["max_workers"]) == (0, 8)
-        assert "GPU" not in head["resources"]
+        assert head["resources"] == {"CPU": 0}, "actors stay on the workers"
+        assert cluster["idle_timeout_minutes"] <= 15
+        node = worker["node_config"]  # of which Ray's loader knows no key
+        spot = node.get("InstanceMarketOptions") == {"MarketType": "spot"}
+        assert spot or {"preemptible": True} in node.get("scheduling", [])
 
 
 def test_cluster_yaml_is_closed() -> None:

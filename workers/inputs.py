@@ -22,10 +22,10 @@ def read_image(path: Path, what: str) -> Image.Image:
     return _read(path, what, "RGB")
 
 
-def read_mask(path: Path, what: str, size: tuple[int, int]) -> Image.Image:
-    """A mask as 8-bit grey of `size` (width, height); white is redrawn. Raises InputError."""
+def read_mask(path: Path, what: str, size: tuple[int, int] | None) -> Image.Image:
+    """A mask as 8-bit grey of `size` (width, height), or of any with None; white is redrawn. Raises InputError."""
     mask = _read(path, what, "L")
-    if mask.size != size:
+    if size is not None and mask.size != size:
         raise InputError(
             f"{what}: the mask {path} is {mask.width}×{mask.height} pixels, its image {size[0]}×{size[1]}; "
             "they must be of one size"

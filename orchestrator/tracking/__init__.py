@@ -60,7 +60,10 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """The tracker of a study that is not tracked."""
+    """The tracker of a study that is not tracked; it may have a `line` on why to say at the end."""
+
+    def __init__(self, line: str | None = None) -> None:
+        self._line = line
 
     def images(self, records: Sequence[TrackedImage]) -> None:
         """Ignore them."""
@@ -69,8 +72,8 @@ class NullTracker:
         """Ignore them."""
 
     def close(self) -> str | None:
-        """There is nothing to say."""
-        return None
+        """There is the line alone to say."""
+        return self._line
 
     def abandon(self) -> None:
         """There is nothing to let go of."""

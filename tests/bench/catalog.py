@@ -12,7 +12,6 @@ its imports not timed but their memory counted; `best20_1m_s`, the best 20 rows 
 runs write them.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from orchestrator.catalog.upkeep import compact
 from orchestrator.exports import rows_of
 from orchestrator.pool import Done, PngPicture
 from search_spaces.requests import Scored
+from tests.bench.figures import command_line, tell
 from tests.orchestrator.studies import requests_of, small_study
 from workers.worker import Provenance
 
@@ -219,21 +219,12 @@ def figures(quick: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument(
-        "--quick", action="store_true", help="a tenth of the rows, which the figures' names do not say"
-    )
+    parser = command_line(__doc__, "a tenth of the rows, which the figures' names do not say")
     options = parser.parse_args()
     found = figures(options.quick)
     if options.quick:
         print("with 100,000 rows in place of a million:")
-    for name, value in found.items():
-        print(f"{name:<22} {value:10.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

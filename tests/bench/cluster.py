@@ -13,9 +13,7 @@ share of the machine's CPU time that was used, by whatever. `…, driver writes`
 again for it.
 """
 
-import argparse
 import hashlib
-import json
 import os
 import random
 import signal
@@ -44,6 +42,7 @@ from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.requests import ImageRequest, Scored
 from search_spaces.study import Study
+from tests.bench.figures import command_line, tell
 from tests.orchestrator.studies import grid, requests_of, small_study
 from workers.pipelines.fake import FakePipeline
 from workers.worker import Finished, Provenance, Worker
@@ -266,20 +265,10 @@ def figures(quick: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument(
-        "--quick", action="store_true", help="1 and 4 actors, batches of 2 s; within a minute"
-    )
+    parser = command_line(__doc__, "1 and 4 actors, batches of 2 s; within a minute")
     options = parser.parse_args()
     found = figures(options.quick)
-    width = max(map(len, found))
-    for figure, value in found.items():
-        print(f"{figure:<{width}}  {value:10.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ small pictures and everything counted, the process' start, listings and curves t
 the process that sends; `again_s`, a second sync, which sends nothing.
 """
 
-import argparse
 import io
-import json
 import multiprocessing
 import os
 import re
@@ -35,6 +33,7 @@ from orchestrator.ray_session import ray_session
 from orchestrator.tracking.comet.content import CometImage, CometStudy, Content
 from orchestrator.tracking.comet.sync import sync_in_child
 from search_spaces.requests import Value
+from tests.bench.figures import command_line, tell
 from tests.comet_recorder import CometRecorder
 
 STUDY = """
@@ -198,21 +197,14 @@ def figures(quick: bool) -> dict[str, float]:
         folder = Path(name)
         told = sink(recorder, folder, 200 if quick else 2_000)
         told |= sync(recorder, folder, 1_000 if quick else 10_000)
-        return told | stream(recorder, folder, 4 if quick else 16, 1 if quick else 5)
+        return told | stream(recorder, folder, 4 if quick else 64, 1 if quick else 5)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="fewer images and turns: within a minute")
+    parser = command_line(__doc__, "fewer images and turns: within a minute")
     options = parser.parse_args()
     found = figures(options.quick)
-    for name, value in found.items():
-        print(f"{name:<20} {value:10.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    tell(found, options.json)
 
 
 if __name__ == "__main__":

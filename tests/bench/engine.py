@@ -18,7 +18,6 @@ ticks), `peak_gpu_mb` where there is a GPU. `--quick` draws a twentieth and ends
 
 import argparse
 import gc
-import json
 import os
 import random
 import tempfile
@@ -32,6 +31,7 @@ import torch
 from orchestrator import resolving, wiring
 from search_spaces.requests import ImageRequest, Value
 from search_spaces.study import Study
+from tests.bench.figures import command_line, tell
 from tests.bench.run import STUDY, run_figures
 from workers.device import device_name
 from workers.pipelines import Generated, Pipeline
@@ -167,14 +167,10 @@ def engine_figures(study: Study, images: dict[str, Any], options: argparse.Names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser = command_line(__doc__, "few requests; ends within a minute")
     parser.add_argument(
         "--study", type=Path, default=STUDY, help="whose model and input (default the example)"
     )
-    parser.add_argument("--quick", action="store_true", help="few requests; ends within a minute")
     parser.add_argument("--settings", type=int, help="random settings (default 100)")
     parser.add_argument("--rows", type=int, help="UNet rows (default: measured)")
     parser.add_argument("--compile", action="store_true", help="compile the UNet")
@@ -189,11 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = engine_figures(resolved.study, dict(resolved.images), options)
     if options.run:
         figures |= run_figures(resolved, options.quick)
-    width = max(len(figure) for figure in figures)
-    for figure, value in figures.items():
-        print(f"{figure:<{width}}  {value:10.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    tell(figures, options.json)
 
 
 if __name__ == "__main__":

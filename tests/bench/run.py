@@ -9,8 +9,6 @@ with one, whichever is faster; `images_from_which_it_is_faster` in wall-clock, t
 processes (proportional set size); `demo_s`, the command's whole time on the example study.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from orchestrator.tracking import NullTracker
 from search_spaces.domains import Choices
 from search_spaces.requests import ImageRequest
 from search_spaces.space import Space
+from tests.bench.figures import command_line, tell
 from workers.pipelines.loading import local_folder
 
 STUDY = Path(__file__).parents[2] / "studies" / "cat-to-dragon.yaml"
@@ -227,11 +226,7 @@ def run_figures(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the requests; ends within a minute")
+    parser = command_line(__doc__, "a tenth of the requests; ends within a minute")
     parser.add_argument("--crews", action="store_true", help="measure actors × threads and batch sizes too")
     options = parser.parse_args()
     for library in ("TRANSFORMERS", "DIFFUSERS"):
@@ -239,11 +234,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         resolved = resolving.resolve(STUDY, str(Path(folder) / "runs"), lambda: 0)
     figures = run_figures(resolved, options.quick, options.crews)
-    width = max(len(figure) for figure in figures)
-    for figure, value in figures.items():
-        print(f"{figure:<{width}}  {value:10.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    tell(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ trials that the report of a search calls tied with its winner, the share that is
 `--tune` measures instead how many trials a second the loop itself manages (`tests.bench.trial_rate`).
 """
 
-import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -50,6 +48,7 @@ from search_spaces.strategies import Strategy
 from search_spaces.strategies.staged import Refine
 from search_spaces.strategies.trials import Trials
 from search_spaces.study_file import SearchSpec
+from tests.bench.figures import command_line, tell
 from tests.bench.replay import INSTANCES, SHARES, Replayed, Split, grid_winner, replay, split
 from tests.bench.score_table import (
     TABLE,
@@ -405,11 +404,7 @@ def _print_table(found: Mapping[str, Verdict], counts: Mapping[str, int]) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="few replays; ends within a minute")
+    parser = command_line(__doc__, "few replays; ends within a minute")
     parser.add_argument(
         "--replays", type=int, default=500, help="of a slow search; four times as many of others"
     )
@@ -429,11 +424,7 @@ def main() -> None:
             parser.exit(2, f"{error}\n")
         told = figures(table, options.only, 10 if options.quick else options.replays, options.processes)
     print()
-    width = max(len(name) for name in told)
-    for name, value in told.items():
-        print(f"{name:<{width}}  {value:10.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(told, indent=2), encoding="utf-8")
+    tell(told, options.json)
 
 
 if __name__ == "__main__":

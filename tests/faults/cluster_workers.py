@@ -26,12 +26,14 @@ SIDE = 260
 class Faulty(Sleeper):
     """Hangs once where there is a file `hang`, dies at the image_id in `poison`, draws black on the node in `black`.
 
+    From the image_id in `guilty` on, its process fails at everything, as after some errors of CUDA.
     Notes in `nodes`, by process, where it is.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "made.log", SECONDS, SIDE)
         self._folder, self._node = folder, ray.get_runtime_context().get_node_id()
+        self._broken = False
         (folder / "nodes").mkdir(exist_ok=True)
         (folder / "nodes" / str(os.getpid())).write_text(self._node, encoding="ascii")
 
@@ -55,10 +57,15 @@ class Faulty(Sleeper):
             (self._folder / "hung").write_text(str(os.getpid()), encoding="ascii")
             time.sleep(10_000)
         made = super().advance(new, cancelled)
-        if self._told("black") != self._node:
+        guilty = self._told("guilty")
+        self._broken = self._broken or any(item.request.image_id == guilty for item in made)
+        if self._broken:
+            failed = Failed("lost", "CUDA error: an illegal memory access was encountered")
+        elif self._told("black") == self._node:
+            failed = Failed("infeasible", ALL_BLACK)
+        else:
             return made
-        black = Failed("infeasible", ALL_BLACK)
-        return [Finished(item.request, black, None, item.provenance) for item in made]
+        return [Finished(item.request, failed, None, item.provenance) for item in made]
 
 
 class HeldWriter(CatalogWriter):

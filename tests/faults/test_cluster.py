@@ -324,6 +324,17 @@ def test_a_device_that_draws_black_is_set_aside_and_its_requests_are_drawn_elsew
     trial.check()
 
 
+def test_the_only_process_that_comes_to_fail_at_everything_is_replaced(trial: Trial) -> None:
+    trial.add_node()
+    guilty = list(trial.requests)[40]
+    (trial.folder / "guilty").write_text(guilty, encoding="ascii")
+    notices = trial.run()
+    assert len(notices) == 2, "whoever meets the guilty one breaks, and twice is enough"
+    assert all("is replaced: 8 results in a row failed (CUDA error" in line for line in notices)
+    assert trial.progress.lost == 1
+    trial.check(lost=frozenset({guilty}))
+
+
 def test_the_writer_dies(trial: Trial) -> None:
     trial.add_node(gpus=2)
 

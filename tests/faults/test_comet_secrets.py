@@ -88,7 +88,7 @@ def test_the_exit_code_is_the_sweeps_and_the_key_is_nowhere(
             check=False,
         )
         assert wrong.returncode == 2
-        assert "does not take the API key" in wrong.stderr
+        assert "does not let the API key that was found do this" in wrong.stderr
     told = ran.stdout + ran.stderr + synced.stdout + synced.stderr + wrong.stdout + wrong.stderr
     assert API_KEY not in told
     assert API_KEY[::-1] not in told

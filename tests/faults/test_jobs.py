@@ -229,6 +229,15 @@ def test_a_run_on_the_head_itself(cluster: Cluster) -> None:
         )
         assert (code, err) == (0, ""), out
     assert "was finished before" in out
+    words = ["score", "on-the-head", "--text", "a cat", "--root", "head-runs", "--address", cluster.gcs]
+    code, out, err = cluster.run(*words)
+    assert (code, err) == (0, ""), out
+
+
+def test_a_root_that_the_head_cannot_read_is_said(cluster: Cluster) -> None:
+    code, _, err = cluster.run("fetch", "small", *cluster.at, "--root", "s3://me:key@bucket/x")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "a root holds no credentials" in err
 
 
 @pytest.mark.parametrize("place", ["gcs", "jobs"])

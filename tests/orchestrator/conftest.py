@@ -10,6 +10,11 @@ from orchestrator.ray_session import ray_session
 from orchestrator.tracking.comet.keys import may_have_key
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share the session's Ray come last: it ends the process that is shown another cluster's token."""
+    items.sort(key=lambda item: "local_ray" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     with ray_session(None):

@@ -134,7 +134,7 @@ EDITS = {
         "",
         ["inputs[0].mask is missing", "inpainting needs one"],
     ),
-    "a mask without image": ("image: cat.png, ", "", ["inputs[0].mask", "needs an image"]),
+    "a mask without image": ("image: cat.png, ", "", ["inputs[0]: a mask needs an image beside it"]),
     "a task the model cannot do": ("seeds: 2", "task: image-to-image", ["cannot do the task image-to-image"]),
     "an unreadable image": ("image: cat.png", "image: dragon.yaml", ["inputs[0].image", "not an image"]),
     "a study name that is a path": ("study: dragon", "study: ../dragon", ["study", "letters, digits"]),

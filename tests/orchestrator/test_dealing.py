@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,7 +26,7 @@ from orchestrator.dealing import (
     wanted_workers,
 )
 from orchestrator.pool import Done, PngPicture
-from search_spaces.requests import Failed, ImageRequest, Outcome, Scored
+from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from tests.orchestrator.studies import requests_of, small_study
 from workers.pipelines import ALL_BLACK, HOLDS_NAN
 from workers.worker import Provenance
@@ -34,6 +34,7 @@ from workers.worker import Provenance
 REQUESTS = requests_of(small_study(seeds=20))
 GOOD = Scored({"clip_score": 1.0})
 BLACK = Failed("infeasible", ALL_BLACK)
+RAISES = Failed("lost", "CUDA error: an illegal memory access was encountered")
 MADE = Provenance("a device", 8, 8, 4, 0.1, 0.1)
 
 
@@ -53,6 +54,7 @@ class World:
     arrives: bool = True
     calls: dict[Member, deque[tuple[int, Sequence[ImageRequest]]]] = field(default_factory=dict)
     held: dict[Member, list[ImageRequest]] = field(default_factory=dict)
+    forgotten: dict[int, Collection[str]] = field(default_factory=dict)  # by call
     stopped: list[Member] = field(default_factory=list)
     told: list[Done] = field(default_factory=list)
 
@@ -73,6 +75,7 @@ class World:
                     self.stopped.append(member)
                     del self.calls[member]
                 elif isinstance(each, Advance):
+                    self.forgotten[each.call] = each.cancelled
                     self.calls[member].append((each.call, each.new))
                 elif isinstance(each, Score):
                     self.calls[member].append((each.call, [request for request, _ in each.stored]))
@@ -81,7 +84,9 @@ class World:
     def end_call(self, member: Member) -> None:
         """A member's oldest call ends, with a batch of what it holds."""
         number, new = self.calls[member].popleft()
-        self.held[member] += new
+        forgotten = self.forgotten.pop(number, ())
+        self.held[member] = [each for each in self.held[member] if each.image_id not in forgotten]
+        self.held[member] += [each for each in new if each.image_id not in forgotten]
         batch, self.held[member] = self.held[member][: self.batch], self.held[member][self.batch :]
         made = [(request, self.draw(member, request)) for request in batch]
         results = [Done(r, o, MADE, PngPicture(b"png") if o is GOOD else None) for r, o in made]
@@ -135,15 +140,20 @@ def test_no_more_workers_are_wanted_than_the_queue_can_use(
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(0, 6), st.integers(0, 4))
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(0, 6), st.integers(0, 4), st.integers(0, 30))
 def test_whatever_dies_and_fails_everything_is_told_once(
-    seed: int, workers: int, deaths: int, black: int
+    seed: int, workers: int, deaths: int, black: int, raising: int
 ) -> None:
     chance = random.Random(seed)
-    infeasible = {request.image_id for request in chance.sample(REQUESTS, black)}
-    world = World(
-        Places(workers, workers), draw=lambda _, request: BLACK if request.image_id in infeasible else GOOD
-    )
+    wrong = chance.sample([request.image_id for request in REQUESTS], black + raising)
+    infeasible, raised = set(wrong[:black]), set(wrong[black:])
+
+    def draw(_: Member, request: ImageRequest) -> Outcome:
+        if request.image_id in raised:
+            return RAISES
+        return BLACK if request.image_id in infeasible else GOOD
+
+    world = World(Places(workers, workers), draw=draw)
     waiting = deque(REQUESTS)
     while waiting or world.dealer.outstanding:
         new = [waiting.popleft() for _ in range(min(len(waiting), world.dealer.free(world.places)))]
@@ -155,12 +165,14 @@ def test_whatever_dies_and_fails_everything_is_told_once(
             world.die(member, machine=chance.random() < 0.5)
         elif member is not None:
             world.end_call(member)
+        assert world.dealer.outstanding >= len(REQUESTS) - len(waiting) - len(world.told)
         for each in world.dealer.members:
             assert len(each.calls) <= CALLS_AHEAD
             assert len(each.held) <= CALLS_AHEAD * world.batch
     found = world.outcomes()
     lost = {image_id for image_id, outcome in found.items() if outcome not in (GOOD, BLACK)}
     assert found.keys() == {request.image_id for request in REQUESTS}
+    assert {image_id for image_id, outcome in found.items() if outcome == RAISES} <= raised <= lost
     assert {image_id for image_id, outcome in found.items() if outcome == BLACK} <= infeasible
     assert infeasible - lost == {image_id for image_id, outcome in found.items() if outcome == BLACK}
 
@@ -196,6 +208,63 @@ def test_the_deaths_of_machines_never_count_against_a_request() -> None:
     poisoned(world, unlucky, machine=True, deaths=2 * DEATHS_IN_A_ROW)
     world.finish()
     assert world.kinds().keys() == {"scored"}
+
+
+def test_the_deaths_of_machines_do_not_count_against_a_suspect_that_is_alone_either() -> None:
+    world = World(Places(1, 1))
+    world.dealer.submit(REQUESTS[:1])
+    world.go()
+    for _ in range(2 * DEATHS_ALONE):
+        world.die(world.busy[0])
+        assert world.busy[0].suspect == REQUESTS[0].image_id
+        world.die(world.busy[0], machine=True)
+    world.finish()
+    assert world.kinds() == {"scored": 1}
+
+
+def test_what_a_machine_took_along_is_first_in_line_and_nobody_is_suspected() -> None:
+    world = World(Places(1, 1))
+    world.dealer.submit(REQUESTS[:20])
+    world.go()
+    taken = [request for _, new in world.calls[world.busy[0]] for request in new]
+    world.die(world.busy[0], machine=True)
+    again = [request for _, new in world.calls[world.busy[0]] for request in new]
+    assert {request.image_id for request in again} == {request.image_id for request in taken}
+    assert len(again) == CALLS_AHEAD * world.batch, "as many at a time as ever"
+
+
+def test_pictures_that_were_lost_are_first_in_line() -> None:
+    world = World(Places(1, 1), batch=2)
+    world.dealer.submit(REQUESTS[:10])
+    world.dealer.again(REQUESTS[10:12])
+    world.go()
+    assert [request for _, new in world.calls[world.busy[0]] for request in new][:2] == REQUESTS[10:12]
+
+
+def test_deaths_with_an_image_in_between_end_no_pool() -> None:
+    world = World(Places(1, 1))
+    world.dealer.submit(REQUESTS)
+    world.go()
+    for _ in range(3):
+        for _ in range(DEATHS_IN_A_ROW - 1):
+            world.die(world.busy[0])
+        world.end_call(world.busy[0])
+
+
+def test_workers_that_are_set_aside_may_die_and_be_silent_for_ever() -> None:
+    world = World(Places(2, 2), draw=bad_device(1, BLACK))
+    world.dealer.submit(REQUESTS[:40])
+    world.go()
+    bad = world.dealer.members[0]
+    while not bad.closed:
+        world.end_call(bad)
+    assert bad.calls
+    assert bad not in [member for member, _ in world.dealer.silent(1e6)]
+    for _ in range(DEATHS_IN_A_ROW - 1):
+        world.die(next(member for member in world.busy if member is not bad))
+    world.die(bad)
+    world.finish()
+    assert world.kinds() == {"scored": 40}
 
 
 def test_many_deaths_without_an_image_end_the_pool() -> None:
@@ -239,6 +308,160 @@ def test_a_device_that_fails_at_everything_is_set_aside_and_none_of_it_counts(fa
     assert failure.reason in notice
     assert [member.number for member in world.dealer.members if member.closed] == [1]
     assert len(world.dealer.members) == 2, "it keeps its device, so that no other starts there"
+
+
+@pytest.mark.parametrize("batch", [3, 5, 7])
+def test_a_device_that_is_set_aside_in_the_middle_of_a_call_has_nothing_told_twice(batch: int) -> None:
+    world = World(Places(2, 2), batch, draw=bad_device(1, BLACK))
+    world.dealer.submit(REQUESTS)
+    world.finish()
+    assert len(world.outcomes()) == len(REQUESTS), "each once"
+    assert len(world.dealer.notices) == 1
+
+
+def test_a_process_that_comes_to_fail_at_everything_is_replaced_and_loses_only_what_broke_it() -> None:
+    """A CUDA error stays with the process that met it: here a request brings it about, alone and every time."""
+    guilty, broken = REQUESTS[10], set[Member]()
+
+    def draw(member: Member, request: ImageRequest) -> Outcome:
+        if request is guilty:
+            broken.add(member)
+        return RAISES if member in broken else GOOD
+
+    for workers in (1, 2):
+        world = World(Places(workers, workers), draw=draw)
+        world.dealer.submit(REQUESTS)
+        world.finish()
+        lost = {image_id for image_id, outcome in world.outcomes().items() if outcome != GOOD}
+        assert lost == {guilty.image_id}
+        assert len(world.outcomes()) == len(REQUESTS)
+        assert "is replaced: 8 results in a row failed (CUDA error" in world.dealer.notices[0]
+        assert world.stopped, "its process is ended"
+        assert set(world.stopped) <= broken
+        assert not any(member.closed for member in world.dealer.members)
+        assert len(world.dealer.members) == workers
+
+
+def test_the_only_process_that_fails_at_the_last_few_is_replaced_too() -> None:
+    world = World(
+        Places(1, 1),
+        draw=lambda member, request: RAISES if member.number == 1 and request in REQUESTS[15:20] else GOOD,
+    )
+    world.dealer.submit(REQUESTS[:20])
+    world.finish()
+    assert world.kinds() == {"scored": 20}
+
+
+def test_a_device_that_broke_for_good_is_set_aside_once_a_new_process_has_failed_too() -> None:
+    drawn: Counter[int] = Counter()
+
+    def draw(member: Member, request: ImageRequest) -> Outcome:
+        drawn[member.number] += 1
+        return RAISES if member.number > 2 or (member.number == 1 and drawn[1] > 6) else GOOD
+
+    world = World(Places(2, 2), draw=draw)
+    world.dealer.submit(REQUESTS)
+    world.finish()
+    assert world.kinds().keys() == {"scored"}
+    assert [notice.partition(":")[0] for notice in world.dealer.notices] == [
+        "worker 1 (a device, machine 1) is replaced",
+        "worker 3 (a device, machine 1) gets no more work",
+    ]
+
+
+def test_a_process_that_dies_while_it_is_being_replaced_is_gone_once() -> None:
+    world = World(Places(1, 1), draw=bad_device(1, RAISES))
+    world.dealer.submit(REQUESTS[:20])
+    world.go()
+    (first,) = world.dealer.members
+    for _ in range(2):
+        number, new = world.calls[first].popleft()
+        results = [Done(request, RAISES, MADE, None) for request in new]
+        world.dealer.returned(first, number, results, 0.0)
+    assert first not in world.dealer.members
+    world.die(first)
+    world.finish()
+    assert world.kinds() == {"scored": 20}
+    assert world.stopped == []
+
+
+def test_a_model_that_raises_for_everything_is_loaded_twice_and_no_more() -> None:
+    world = World(Places(1, 1), draw=lambda *_: RAISES)
+    world.dealer.submit(REQUESTS)
+    world.finish()
+    assert world.kinds() == {"lost": len(REQUESTS)}
+    assert [member.number for member in world.dealer.members] == [2]
+    assert len(world.dealer.notices) == 1
+
+
+def test_what_two_workers_raise_for_at_the_end_is_not_tried_for_ever() -> None:
+    tries: Counter[str] = Counter()
+
+    def draw(member: Member, request: ImageRequest) -> Outcome:
+        tries[request.image_id] += 1
+        return RAISES if request in REQUESTS[17:20] else GOOD
+
+    world = World(Places(2, 2), draw=draw)
+    world.dealer.submit(REQUESTS[:20])
+    world.finish()
+    assert world.kinds() == {"scored": 17, "lost": 3}
+    assert max(tries.values()) <= 3
+
+
+def test_a_gpu_that_runs_out_of_memory_is_not_replaced_for_it() -> None:
+    world = World(Places(1, 1), draw=lambda *_: Failed("lost", "out of memory: CUDA out of memory"))
+    world.dealer.submit(REQUESTS[:20])
+    world.finish()
+    assert world.kinds() == {"lost": 20}
+    assert not world.stopped
+    assert not world.dealer.notices
+
+
+def test_what_is_cancelled_and_wanted_again_comes_back() -> None:
+    """Before its worker has heard that it was to be forgotten."""
+    world = World(Places(1, 1))
+    world.dealer.submit(REQUESTS[:8])
+    world.go()
+    world.dealer.cancel([request.image_id for request in REQUESTS[:8]])
+    world.dealer.submit(REQUESTS[:8])
+    world.finish()
+    assert {done.request.image_id for done in world.told} == {request.image_id for request in REQUESTS[:8]}
+
+
+def test_what_a_worker_is_to_forget_it_gets_again_only_afterwards() -> None:
+    """It would forget what came with the order to forget it."""
+    world = World(Places(1, 1))
+    world.dealer.submit(REQUESTS[:4])
+    world.go()
+    world.dealer.cancel([request.image_id for request in REQUESTS[:4]])
+    world.dealer.submit(REQUESTS[:4])
+    world.finish()
+    assert {done.request.image_id for done in world.told} == {request.image_id for request in REQUESTS[:4]}
+
+
+def test_what_was_looked_at_by_a_worker_that_died_goes_on_elsewhere() -> None:
+    look = Looked({"clip_score": 1.0}, 2)
+    world = World(Places(2, 2), draw=lambda *_: look)
+    world.dealer.submit(REQUESTS[:2])
+    world.finish()
+    world.dealer.submit(REQUESTS[2:4])
+    world.go()
+    world.die(world.busy[0])
+    world.draw = good
+    world.dealer.submit(REQUESTS[:2])
+    world.finish()
+    told = {done.request.image_id for done in world.told if done.outcome == GOOD}
+    assert told >= {request.image_id for request in REQUESTS[:2]}
+
+
+def test_what_a_dead_worker_failed_at_waits_for_the_one_that_comes_in_its_place() -> None:
+    world = World(Places(1, 1), draw=bad_device(1, RAISES))
+    world.dealer.submit(REQUESTS[:12])
+    world.go()
+    world.end_call(world.busy[0])
+    world.die(world.busy[0])
+    world.finish()
+    assert world.kinds() == {"scored": 12}
 
 
 def test_few_failures_at_the_end_have_a_second_opinion() -> None:
@@ -291,10 +514,12 @@ def test_a_stored_picture_that_cannot_be_scored_here_is_scored_elsewhere() -> No
 
 def test_what_is_cancelled_while_it_is_doubted_is_forgotten() -> None:
     world = World(Places(2, 2), draw=lambda *_: BLACK)
-    world.dealer.submit(REQUESTS[:2])
+    world.dealer.submit(REQUESTS[:16])
     world.go()
     world.end_call(world.busy[0])
-    world.dealer.cancel([request.image_id for request in REQUESTS[:2]])
+    assert any(member.doubted for member in world.dealer.members)
+    world.dealer.cancel([request.image_id for request in REQUESTS[:16]])
+    assert not any(member.doubted for member in world.dealer.members)
     while world.busy:
         world.end_call(world.busy[0])
     assert world.dealer.outstanding == 0
@@ -373,6 +598,16 @@ def test_who_has_no_place_yet_is_given_nothing_and_is_nobodys_second_opinion() -
     assert not pending.held
 
 
+def test_a_time_in_which_nobody_listened_is_nobodys_silence() -> None:
+    world = World(Places(1, 1))
+    world.dealer.submit(REQUESTS[:4])
+    world.go()
+    assert world.dealer.silent(150.0)
+    world.dealer.deaf(60.0)
+    assert world.dealer.silent(150.0) == []
+    assert world.dealer.silent(161.0)
+
+
 def test_silence_is_noticed_at_work_and_while_loading_but_not_without_work_or_place() -> None:
     world = World(Places(3, 3), arrives=False)
     world.dealer.submit(REQUESTS[:4])
@@ -427,6 +662,10 @@ def test_who_dies_before_it_arrives_is_sent_again_without_a_word_but_not_for_eve
     for _ in range(DEATHS_IN_A_ROW - 1):
         world.die(world.dealer.members[0])
     assert world.dealer.notices == []
+    world.dealer.arrived(world.dealer.members[0], "a machine", 0.0)
+    world.die(world.dealer.members[0])
+    for _ in range(DEATHS_IN_A_ROW - 1):  # counted from there on
+        world.die(world.dealer.members[0])
     with pytest.raises(PoolError, match="10 workers died before they had begun; the last: it was killed"):
         world.die(world.dealer.members[0])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import cli
 from orchestrator.catalog.memory import MemoryCatalog
 from orchestrator.metrics import MeasuredCatalog, MeasuredPool, MeasuredTracker, Metrics
 from orchestrator.pool import InProcessPool
@@ -78,6 +79,18 @@ def test_the_figures_are_for_this_machine_alone() -> None:
         assert [place for place in places if place.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
     with pytest.raises(OSError, match="refused"):
         figures(metrics.url)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_what_is_no_port_is_said(port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        InputError, match=rf"^--metrics: {port} is not a port, a whole number from 1 to 65535$"
+    ):
+        Metrics("small", port)
+    for command in ("run", "submit"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([command, "study.yaml", f"--metrics={port}"])
+        assert f"--metrics: '{port}' is not a port" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_said() -> None:

@@ -11,8 +11,8 @@ import pytest
 import ray
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # its stub lacks it
 
-from orchestrator import cli
-from orchestrator.ray_jobs import _OF_RAY, JobServer, checked_root
+from orchestrator import cli, ray_jobs
+from orchestrator.ray_jobs import _OF_RAY, Job, JobServer, checked_root
 from search_spaces.errors import InputError
 
 TOKEN = "a-token-of-more-than-thirty-two-characters"
@@ -143,6 +143,40 @@ def test_a_name_that_is_none_is_refused_before_a_job_is_started(
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     with pytest.raises(InputError, match="not the name of a study"):
         JobServer(server.address).fetch("../../etc", None, "runs")
+
+
+@pytest.mark.parametrize(
+    ("root", "into", "expected"),
+    [
+        ("s3://bucket/x", None, "s3://bucket/x"),
+        ("s3://bucket/x", "here", "here"),
+        ("~/runs", None, "runs"),
+        ("file:///data", None, "runs"),
+    ],
+)
+def test_results_of_a_store_are_fetched_to_where_that_store_is_read(
+    server: Server, monkeypatch: pytest.MonkeyPatch, root: str, into: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    made = JobServer(server.address)
+    monkeypatch.setattr(made, "_start", lambda *_: None)
+    monkeypatch.setattr(made, "_forget", lambda *_: None)
+    monkeypatch.setattr(made, "_lines", lambda _: (str(line) for line in range(0)))
+    monkeypatch.setattr(made, "jobs", lambda _: [])
+    monkeypatch.setattr(ray_jobs, "read_parcel", lambda *_: [])
+    monkeypatch.setattr(ray_jobs, "unpack", lambda _, study, where: (Path(where) / study, 3))
+    assert made.fetch("small", root, into) == (Path(expected) / "small", 3, expected)
+
+
+def test_a_job_whose_driver_was_killed_is_a_sentence(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    killed = Job("latentsweep-small-1", "small", "~/runs", "FAILED", -9, None, None, 0)
+    monkeypatch.setattr(JobServer, "newest", lambda *_: killed)
+    monkeypatch.setattr(JobServer, "follow", lambda _, job, __: job)
+    assert cli.main(["attach", "small", "--address", server.address]) == 2
+    assert "latentsweep-small-1 was killed by signal 9 on the cluster's head" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("root", ["runs", "./runs", "../runs", "~other/runs"])

@@ -196,6 +196,42 @@ def test_a_worker_that_cannot_start_ends_the_pool_with_a_sentence() -> None:
     pool.close()
 
 
+def on_one_of_two(folder: Path) -> Worker:
+    """The first fails once the second is there too, as one on a GPU that is too small."""
+    try:
+        (folder / "first").mkdir()
+    except FileExistsError:
+        (folder / "second").touch()
+        return fake_worker()
+    deadline = time.monotonic() + 60
+    while not (folder / "second").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    raise InputError("model: it takes 24 GB and a worker's GPU has 8 GB")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_gpu_that_is_too_small_is_left_out_where_another_will_do(tmp_path: Path) -> None:
+    pool = RayPool(nullcontext, partial(on_one_of_two, tmp_path), workers=2, batch=4, num_cpus=0.1)
+    pool.submit(REQUESTS)
+    assert len(drain(pool)) == len(REQUESTS)
+    deadline = time.monotonic() + 60
+    while not pool.notices and time.monotonic() < deadline:  # the other may have drawn everything before
+        pool.next_done(0.1)
+    pool.close()
+    (notice,) = pool.notices
+    assert "is not used: it cannot start: model: it takes 24 GB and a worker's GPU has 8 GB" in notice
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_model_that_no_gpu_holds_ends_the_run_with_the_models_sentence() -> None:
+    pool = RayPool(nullcontext, unloadable, workers=2, batch=4, num_cpus=0.1)
+    pool.submit(REQUESTS)
+    with pytest.raises(InputError, match=r"^model: it cannot be loaded$"):
+        drain(pool)
+    pool.close()
+    assert pool.notices == []
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_actors_end_with_their_pool(tmp_path: Path) -> None:
     pool = RayPool(nullcontext, partial(slow_worker, tmp_path), workers=2, batch=4, num_cpus=0.1)
@@ -280,6 +316,39 @@ def test_places_are_gpus_there_or_to_be_had_and_no_more_than_asked(monkeypatch: 
     assert limited(gpu_places, None) == Places(2, 16)
     assert limited(gpu_places, 1) == Places(1, 1)
     assert limited(gpu_places, 4) == Places(2, 4)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_that_nobody_listened_to_are_not_taken_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the loop waits for a disk that is full."""
+    monkeypatch.setattr("orchestrator.ray_pool.MOST_DEAF_SECONDS", 0.5)
+    pool = RayPool(nullcontext, named_worker, workers=2, batch=4, num_cpus=0.1, stall_timeout=4.0)
+    pool.submit(REQUESTS)
+    found = [*pool.next_done(60)]
+    time.sleep(5.0)
+    found += drain(pool)
+    pool.close()
+    assert pool.notices == []
+    assert len(found) == len(REQUESTS)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_workers_wait_for_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.ray_pool.WAITING_SECONDS", 0.5)
+    said: list[str] = []
+    pool = RayPool(nullcontext, fake_worker, workers=2, batch=4, num_gpus=1, say=said.append)
+    pool.submit(REQUESTS)
+    deadline = time.monotonic() + 60
+    while not said and time.monotonic() < deadline:
+        pool.next_done(0.1)
+    for _ in range(10):
+        pool.next_done(0.1)
+    pool.close()
+    (line,) = said
+    assert "no worker has found a place for" in line
+    assert line.endswith(
+        "each needs 1 GPU, and the cluster has 0, 0 of them free; they begin once that changes"
+    )
 
 
 class ShortOfMemory(Poisoned):

@@ -19,7 +19,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
 
 from orchestrator import ray_session as ray_session_module
-from orchestrator.ray_session import gpus_to_grow_to, ray_session
+from orchestrator.ray_session import Machine, gpus_to_grow_to, machines, ray_session
 from search_spaces.errors import InputError
 
 TOKEN = "a-token-of-more-than-thirty-two-characters"
@@ -222,6 +222,7 @@ def test_without_an_address_a_local_instance_is_asked_for_by_name(
     """The address file that a killed cluster leaves behind is followed by any other way of asking."""
     with ray_session(None):
         assert asked["address"] == "local"
+        assert asked["include_dashboard"] is False
     monkeypatch.setenv("RAY_ADDRESS", head.address)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     with ray_session(None):
@@ -240,11 +241,41 @@ def test_an_address_where_nothing_listens_is_told_without_asking_ray(
     assert not asked
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "head:port", "head:70000", "http://127.0.0.1:8265", "https://head", ":6379", "head:"],
+)
+def test_what_is_no_heads_address_is_told_with_what_is_one(asked: dict[str, object], address: str) -> None:
+    sentence = refused(address)
+    assert "a Ray head's address is HOST:PORT, such as 10.0.0.1:6379, or auto" in sentence
+    assert ("`latentsweep submit`" in sentence) == ("://" in address)
+    assert not asked
+
+
+def test_a_cluster_without_anything_to_work_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"memory": 8e9, "node:10.0.0.1": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 8.0, "memory": 8e9}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(InputError, match=r"^the cluster has neither GPU nor CPU for workers; add a machine"):
+        machines()
+    nodes.append({"Alive": True, "Resources": {"CPU": 4.0, "memory": 16e9}})
+    assert machines() == [Machine(4, 16_000_000_000)]
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_the_session_is_shared_and_left_open() -> None:
     with ray_session(None):
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+@pytest.mark.skipif(os.environ.get("RAY_AUTH_MODE") == "disabled", reason="tokens are turned off here")
+@pytest.mark.usefixtures("local_ray")
+def test_an_instance_of_our_own_asks_for_a_token() -> None:
+    status, _ = ray_session_module._ask(ray.get_runtime_context().gcs_address, None)
+    assert status is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_an_autoscaling_cluster_has_the_gpus_that_it_may_grow_to(tmp_path: Path) -> None:

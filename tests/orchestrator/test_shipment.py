@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
 
-from orchestrator import on_cluster, shipment
+from orchestrator import api, on_cluster, shipment
 from orchestrator.shipment import entrypoint, pack
 from search_spaces import study_file
 from search_spaces.errors import InputError
@@ -104,6 +105,28 @@ def test_a_model_folder_of_this_machine_is_refused(path: Path, tmp_path: Path, k
 def test_a_model_folder_of_the_clusters_is_left_to_it(path: Path, tmp_path: Path) -> None:
     path.write_text(STUDY.replace("toyworld", "/models/of/the/cluster"))
     assert pack(path, tmp_path / "sent").study == "sent"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("sub/mask.png", "study.yaml", r"inputs\[0\].mask: .*study.yaml is not an image"),
+        ("cat.png", "comet://me/photos:1/cat.png", r"inputs\[0\].mask: the mask .* is all black"),
+        ("image: cat.png, ", "", r"inputs\[0\]: a mask needs an image beside it"),
+    ],
+)
+def test_what_is_wrong_with_inputs_is_told_before_a_job_is_sent(
+    path: Path, old: str, new: str, words: str
+) -> None:
+    Image.new("L", (64, 64), 0 if "comet" in new else 255).save(path.parent / "sub" / "mask.png")
+    path.write_text(STUDY.replace(old, f'"{new}"' if new else ""))
+    with pytest.raises(InputError, match=words):
+        api.submit(no_server(), path)
+
+
+def no_server() -> Any:
+    """A job server that is asked for nothing."""
+    return None
 
 
 def test_an_input_that_is_not_there_is_named(path: Path, tmp_path: Path) -> None:

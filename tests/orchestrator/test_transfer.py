@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
+from orchestrator import on_cluster
 from orchestrator.catalog.frames import joined
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
@@ -98,8 +99,15 @@ def test_an_unknown_study_is_said_with_those_there_are(tmp_path: Path) -> None:
     run(tmp_path / "there")
     out = io.StringIO()
     assert write_parcel("smal", str(tmp_path / "there"), out) == 2
-    with pytest.raises(InputError, match=r"there is no study 'smal' under .* it has \['small'\]"):
+    with pytest.raises(InputError, match=r"there is no study 'smal' under .* it has small"):
         read_parcel(out.getvalue().splitlines(keepends=True), io.BytesIO())
+
+
+def test_a_root_that_cannot_be_read_there_is_said_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert on_cluster._parcel("small", "s3://me:key@bucket/x") == 2
+    lines = capsys.readouterr().out.splitlines(keepends=True)
+    with pytest.raises(InputError, match=r"^--root s3://…: a root holds no credentials"):
+        read_parcel(lines, io.BytesIO())
 
 
 def test_another_study_of_the_name_is_not_mixed_in(tmp_path: Path) -> None:

@@ -151,6 +151,19 @@ def test_a_listing_that_is_not_what_was_sent_is_told(
         api.comet_publish("small", top=2)
 
 
+@pytest.mark.parametrize("path", ["artifacts/upsert", "logger/add/run", "artifacts/version"])
+def test_what_comet_refuses_once_is_a_sentence_and_the_same_command_goes_on(
+    path: str, recorder: CometRecorder
+) -> None:
+    recorder.faults.append(Fault(path, "status", status=400, times=1))
+    with pytest.raises(InputError, match=r"^comet: Comet refuses it: as the test asks$"):
+        api.comet_publish("small")
+    made = api.comet_publish("small")
+    assert (made.new, made.files) == (True, 10)
+    assert len(sent(recorder, made.version)) == 10
+    assert recorder.heard("notification") == []
+
+
 @pytest.mark.parametrize("act", ["stop", "hang", "status"])
 def test_a_server_that_is_not_there_is_a_sentence(recorder: CometRecorder, act: str) -> None:
     if act == "stop":

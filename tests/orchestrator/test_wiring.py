@@ -1,5 +1,8 @@
 """Names become objects: the engine for a model, with rows measured once, asked for, or compiled for."""
 
+import re
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import torch
 from PIL import Image
 
 from orchestrator import resolving, wiring
+from orchestrator.dealing import Places
+from orchestrator.ray_session import Machine
 from search_spaces.domains import Domain, FloatRange, IntRange
 from search_spaces.errors import InputError
 from search_spaces.objectives import Constraint
@@ -113,6 +118,52 @@ def test_a_compiled_engine_pads_its_batches(
         made += engine.advance([])
     assert set(sizes) == {6}
     assert isinstance(made[0].picture, Image.Image)
+
+
+def test_a_worker_that_compiles_gives_signs_of_life(
+    resolved: resolving.Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first UNet call has ended; the blocks are traced in earnest, and not compiled."""
+    monkeypatch.setattr("workers.pipelines.loading.check_compiler", lambda _: None)
+    pipeline = load_pipeline(resolved.study.model, "cpu")
+    for module in pipeline.unet.modules():
+        module.compile = partial(torch.nn.Module.compile, module, backend="eager")
+    engine = engine_of(resolved, pipeline, rows=2, compile=True)
+    begun, seen = engine.steps, list[int]()
+    pipeline.unet.register_forward_hook(lambda *_: seen.append(engine.steps))
+    engine.advance([resolved.study.request(resolved.study.example, resolved.study.instances[0])])
+    assert seen[0] > begun + 1, "more than the one UNet call that is not over"
+
+
+def test_a_cluster_without_gpus_has_workers_for_all_its_cores(
+    resolved: resolving.Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    much, little = 64 * 2**30, 2 * 2**30  # of memory, where a worker takes a little more than 1 GiB
+    two = [Machine(4, much), Machine(2, much)]
+    assert wiring.crew(resolved.study, None, 0, 8, two) == wiring.Crew(6, "CPU", 1, 8)
+    assert wiring.crew(resolved.study, None, 0, 8, [Machine(4, much), Machine(4, little)]).workers == 5
+    assert wiring.crew(resolved.study, 12, 0, 8, two) == wiring.Crew(12, "CPU", 1, 8, share=0.5)
+    assert wiring.crew(resolved.study, 1, 0, 8, two) == wiring.Crew(1, "CPU", 4, 8, share=4), "on one machine"
+    monkeypatch.setattr("orchestrator.ray_session.machines", lambda: two)
+    assert wiring.cpu_places(resolved.study.model) == Places(6, 6)
+    two.append(Machine(2, much))
+    assert wiring.cpu_places(resolved.study.model) == Places(8, 8), "one that joins later has workers too"
+
+
+def test_a_worker_that_was_given_a_gpu_computes_on_no_cpu(
+    resolved: resolving.Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    setup = wiring.WorkerSetup(resolved.study, {}, 8, 1, "GPU")
+    for build in (wiring.build_worker, wiring.build_scoring_worker):
+        with pytest.raises(InputError, match=rf"^torch {re.escape(torch.__version__)} on .* finds no GPU"):
+            build(setup)
+    crew = wiring.crew(resolved.study, 2, 1, 8)
+    made: list[Any] = []
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", lambda *given, **_: made.append(given[1].args[0]))
+    wiring.make_pool(resolved.study, {}, crew, nullcontext)
+    wiring.make_scoring_pool(resolved.study, crew, nullcontext, {})
+    assert [each.kind for each in made] == ["GPU", "GPU"]
 
 
 def test_offload_needs_a_gpu(resolved: resolving.Resolved) -> None:

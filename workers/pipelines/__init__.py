@@ -15,6 +15,7 @@ Inputs = Mapping[str, Image.Image]
 HOLDS_NAN = "the picture holds NaN"
 ALL_BLACK = "the picture is all black"
 NOT_FINITE = "is not a finite number"
+OUT_OF_MEMORY = "out of memory"
 
 
 def may_be_the_device(failed: Failed) -> bool:
@@ -22,6 +23,11 @@ def may_be_the_device(failed: Failed) -> bool:
     return (
         failed.kind == "lost" or failed.reason in (HOLDS_NAN, ALL_BLACK) or failed.reason.endswith(NOT_FINITE)
     )
+
+
+def may_stay_with_the_process(failed: Failed) -> bool:
+    """Whether whatever comes next may fail of it too, as after some errors of CUDA, and a new process heals that."""
+    return failed.kind == "lost" and not failed.reason.startswith(OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from PIL import Image
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Failed, ImageRequest
 from search_spaces.space import effective_steps, guidance_is_on
-from workers.pipelines import HOLDS_NAN, Generated, Inputs
+from workers.pipelines import HOLDS_NAN, OUT_OF_MEMORY, Generated, Inputs
 from workers.pipelines.capacity import fastest_rows
 from workers.pipelines.looking import watch
 from workers.pipelines.rows import Rows
@@ -118,6 +118,7 @@ class SlotEngine:
     ) -> None:
         self._pipeline, self._model, self._inputs = pipeline, model, inputs
         self._rows: Rows[_Run] = Rows(rows)
+        self._compiled = False
         self._padded, self._patience, self._set_aside = False, patience, set_aside
         self._vae = SharedVae(pipeline.vae)
         self._shared = _shared_attributes(pipeline, self._vae)
@@ -134,8 +135,9 @@ class SlotEngine:
 
     @property
     def steps(self) -> int:
-        """UNet calls so far."""
-        return self.usage.ticks
+        """UNet calls so far, and blocks compiled for them: compiling takes minutes in which no call ends."""
+        compiled = torch._dynamo.utils.counters["frames"]["total"] if self._compiled else 0
+        return int(self.usage.ticks + compiled)
 
     @property
     def rows(self) -> int:
@@ -171,6 +173,7 @@ class SlotEngine:
     def compile(self) -> None:
         """Compile the UNet's blocks with the next call; from then on every batch is padded to `rows` rows."""
         self._padded, self._shared_rows = True, None  # shapes that never change
+        self._compiled = True
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
         for module in self._pipeline.unet.modules():
             if type(module).__name__ in COMPILED_BLOCKS:
@@ -508,7 +511,7 @@ class _EndedError(Exception):
 
 
 def _reason(error: Exception) -> str:
-    kind = "out of memory" if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
+    kind = OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else type(error).__name__
     return f"{kind}: {first_line(error)}"
 
 

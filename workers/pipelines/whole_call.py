@@ -12,7 +12,7 @@ from PIL import Image
 
 from search_spaces.models import FAMILIES, ModelDescription
 from search_spaces.requests import Failed, ImageRequest, Value
-from workers.pipelines import ALL_BLACK, HOLDS_NAN, Generated, Inputs
+from workers.pipelines import ALL_BLACK, HOLDS_NAN, OUT_OF_MEMORY, Generated, Inputs
 
 PER_ROW = ("negative_prompt", "prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3")
 """Texts that may differ from image to image of one call; all other settings hold for the whole call."""
@@ -71,7 +71,7 @@ class WholeCallPipeline:
             with counted_calls(getattr(self._pipeline, "unet", None)) as calls, self._counting_steps():
                 pictures = self._call(group)
         except torch.OutOfMemoryError as error:
-            failed, part = Failed("lost", f"out of memory: {first_line(error)}"), (len(group) + 1) // 2
+            failed, part = Failed("lost", f"{OUT_OF_MEMORY}: {first_line(error)}"), (len(group) + 1) // 2
         except Exception as error:  # noqa: BLE001  # whatever a pipeline raises is one request's failure
             failed, part = Failed("lost", f"{type(error).__name__}: {first_line(error)}"), 1
         else:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking import TrackedImage, TrackedTrial
-from orchestrator.tracking.comet.child import Child, Inbox, Tell, environment, flags
+from orchestrator.tracking.comet.child import FLAGS, Child, Inbox, Tell, environment
 from orchestrator.tracking.comet.content import MOST_IMAGES, CometError, Content, Source, with_pictures
+from orchestrator.tracking.comet.experiment import facts
 
 _SCRATCH = ".comet-building"
 
@@ -110,7 +111,7 @@ def _log_everything(content: Content, folder: Path) -> Counter[_Thing]:
         offline_directory=str(folder),
         name=study.experiment_name,
         tags=list(study.tags),
-        **flags(study.log_code),
+        **FLAGS,
     )
     experiment = comet_ml.start(
         online=False,
@@ -122,7 +123,7 @@ def _log_everything(content: Content, folder: Path) -> Counter[_Thing]:
     )
     try:
         experiment.log_parameters(dict(study.parameters))
-        experiment.log_others({"study": study.study, "Created from": "latentsweep"})
+        experiment.log_others(facts(study))
         expected = Counter(_log_files(experiment, content, folder / "files"))
         expected.update(_log_images(experiment, content))
         expected.update(_log_metrics(experiment, content))
@@ -134,6 +135,7 @@ def _log_everything(content: Content, folder: Path) -> Counter[_Thing]:
 def _log_files(experiment: Any, content: Content, folder: Path) -> Iterator[_Thing]:
     folder.mkdir()
     for name, data in content.study.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
         digest = {"sha256": sha256(data).hexdigest()}  # by which a later sync knows it
         experiment.log_asset(str(folder / name), file_name=name, metadata=digest)

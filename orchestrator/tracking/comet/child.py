@@ -25,26 +25,27 @@ from orchestrator.tracking.comet.content import CometError
 Tell = Callable[[object], None]
 """Says something JSON-able to the parent."""
 
-FLAGS = (
-    "auto_log_co2",
-    "auto_metric_logging",
-    "auto_output_logging",
-    "auto_param_logging",
-    "log_code",
-    "log_env_cpu",
-    "log_env_details",
-    "log_env_disk",
-    "log_env_gpu",
-    "log_env_host",
-    "log_env_network",
-    "log_git_metadata",
-    "log_git_patch",
-    "log_graph",
-    "parse_args",
-)
-"""Each of these uploads something about the machine or the script, or contacts the network to find it."""
-
-ON_REQUEST = ("log_code", "log_env_details", "log_env_host", "log_git_metadata", "log_git_patch")
+FLAGS: Mapping[str, Any] = dict.fromkeys(
+    (
+        "auto_log_co2",
+        "auto_metric_logging",
+        "auto_output_logging",
+        "auto_param_logging",
+        "log_code",
+        "log_env_cpu",
+        "log_env_details",
+        "log_env_disk",
+        "log_env_gpu",
+        "log_env_host",
+        "log_env_network",
+        "log_git_metadata",
+        "log_git_patch",
+        "log_graph",
+        "parse_args",
+    ),
+    False,
+) | {"display_summary_level": 0}
+"""Of an experiment. Each would upload facts on the machine or the script, or contact the network to find them."""
 
 # Where the archive is to be uploaded is the user's to say; every other variable would change what is in it.
 _KEPT_OFFLINE = {"COMET_WORKSPACE", "COMET_PROJECT_NAME"}
@@ -89,17 +90,17 @@ _PATIENCE = {"COMET_TIMEOUT_API": "10", "COMET_TIMEOUT_FILE_UPLOAD": "30", "COME
 """Seconds without an answer, where the user has not set them: listing, an upload, a beginning."""
 
 # The child finds modules where its parent does; -P keeps the working directory from shadowing pickle itself.
-_COMMAND = [
-    "-P",
-    "-c",
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer)\n"
-    "from orchestrator.tracking.comet import child; child.live()",
-]
+_LIVE = """
+import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer)
+from orchestrator.tracking.comet import child; child.live()
+"""
 
-
-def flags(log_code: bool) -> dict[str, Any]:
-    """What an experiment collects by itself: nothing, or with `log_code` the code, git's state and the machine."""
-    return {name: log_code and name in ON_REQUEST for name in FLAGS} | {"display_summary_level": 0}
+# Before the imports, which take a second and more of a core. Ray's workers are at niceness 15, and 19 beside it is a
+# third of it; threads inherit what is set before they are begun.
+_STEP_BACK = """
+import contextlib, os; os.nice(19)
+with contextlib.suppress(AttributeError, OSError): os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+"""
 
 
 def environment(online: bool, scratch: Path) -> dict[str, str]:
@@ -113,7 +114,8 @@ def environment(online: bool, scratch: Path) -> dict[str, str]:
 class Child:
     """A child process at work on `task(tell, inbox, *arguments)`, whose result it says at its end.
 
-    `task` and `arguments` must pickle. `log` is rewritten with all that is printed there.
+    `task` and `arguments` must pickle. `log` is rewritten with all that is printed there. In the `background` it
+    works in time that nobody else wants.
     """
 
     def __init__(
@@ -122,12 +124,13 @@ class Child:
         arguments: tuple[object, ...],
         variables: Mapping[str, str],
         log: Path,
+        background: bool = False,
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("wb") as chatter:
             self._process = subprocess.Popen(
-                [sys.executable, *_COMMAND],
+                [sys.executable, "-P", "-c", (_STEP_BACK if background else "") + _LIVE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=chatter,

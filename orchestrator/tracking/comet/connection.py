@@ -1,23 +1,50 @@
-"""Artifacts are asked for in a child process of one question; its errors become sentences here.
+"""How Comet is reached in a child process, and what its SDK's errors mean.
 
-The SDK's own texts may quote the key, so none of them is passed on.
+The SDK's own texts may quote the key, so none of them is passed on but what a server says of a refusal.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.comet.child import Child, environment
-from orchestrator.tracking.comet.content import CometError
-from orchestrator.tracking.comet.experiment import NoKeyError, quiet
+from orchestrator.tracking.comet.child import FLAGS, Child, environment
+from orchestrator.tracking.comet.content import CometError, CometStudy
 
 NO_KEY = "no API key of Comet was found; set COMET_API_KEY or write it into ~/.comet.config"
 BAD_KEY = (
     "Comet does not let the API key that was found do this; see whether it is whole and of the right account"
 )
 UNANSWERED = "the Comet server cannot be reached or does not answer"
+
+IMAGE_LIMIT = 7_000_001
+"""Comet's own code for an experiment that takes no more images."""
+
+
+class NoKeyError(CometError):
+    """No API key was found."""
+
+
+class UnansweredError(CometError):
+    """The server did not answer, or only that it failed: nobody knows whether it has stored what was sent."""
+
+
+class ThrottledError(CometError):
+    """The server takes no more for now; `seconds` is how long it asks to wait, None where it does not say."""
+
+    def __init__(self, message: str, seconds: float | None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class RejectedError(CometError):
+    """The server refuses one thing for good; with `full` it takes no more images at all."""
+
+    def __init__(self, message: str, full: bool = False) -> None:
+        super().__init__(message)
+        self.full = full
 
 
 def ask(
@@ -69,38 +96,85 @@ def connected() -> Any:
 
     if not comet_ml.get_config("comet.api_key"):
         raise NoKeyError(NO_KEY)
-    quiet()
+    _quiet()
     return comet_ml.api.API(cache=False)
+
+
+def begun(study: CometStudy, key: str) -> Any:
+    """The SDK's live experiment of a key, which is made where it is not there yet; whoever asks for it ends it."""
+    import comet_ml
+
+    config = comet_ml.ExperimentConfig(name=study.experiment_name, tags=list(study.tags), **FLAGS)
+    experiment = comet_ml.start(
+        online=True,
+        mode="get_or_create",
+        experiment_key=key,
+        workspace=study.workspace,
+        project_name=study.project,
+        experiment_config=config,
+    )
+    # At its end it would have Comet mail a summary to the user, with the name of this machine's user in it.
+    experiment.send_notification = lambda *_, **__: None
+    return experiment
+
+
+def _quiet() -> None:
+    """The SDK prints nothing of its own: what it would say, an exception says, and its texts may quote a key."""
+    logger = logging.getLogger("comet_ml")
+    logger.handlers.clear()
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Errors of the SDK as CometError, told from their kind and cause."""
+    """Errors of the SDK as CometError or one of its kinds, told from what they are and what led to them."""
     try:
         yield
+    except CometError:
+        raise
     except Exception as error:
-        sentence = next(filter(None, map(_sentence, _causes(error))), None)
-        if isinstance(error, CometError) or sentence is None:
+        found = next(filter(None, map(_ours, _causes(error))), None)
+        if found is None:
             raise
-        raise CometError(sentence) from None
+        raise found from None
 
 
-def _sentence(error: BaseException) -> str | None:
+def _ours(error: BaseException) -> CometError | None:
     import requests
     from comet_ml import exceptions
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, exceptions.InvalidAPIKey | exceptions.Unauthorized) or status in (401, 403):
-        return BAD_KEY
-    if status == 429:
-        return "Comet takes no more for now (429); try again later"
-    if isinstance(status, int) and status >= 500:
-        return f"the Comet server fails ({status}); try again later"
-    if isinstance(error, requests.RequestException):
-        return UNANSWERED
+    if isinstance(error, CometError):
+        return error
+    if isinstance(error, exceptions.InvalidAPIKey | exceptions.Unauthorized):
+        return CometError(BAD_KEY)
+    response = getattr(error, "response", None)
+    if getattr(response, "status_code", None) is not None:
+        return _of_status(response, getattr(error, "sdk_error_code", None), getattr(error, "safe_msg", None))
+    if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
+        return UnansweredError(UNANSWERED)
     if isinstance(error, OSError):
-        return f"{error.filename or 'a file'} cannot be used: {error.strerror or type(error).__name__}"
+        return CometError(
+            f"{error.filename or 'a file'} cannot be used: {error.strerror or type(error).__name__}"
+        )
     return None
+
+
+def _of_status(response: Any, code: object, message: object) -> CometError:
+    status = response.status_code
+    if status in (401, 403):
+        return CometError(BAD_KEY)
+    if status == 429:
+        headers = getattr(response, "headers", {})
+        asked = headers.get("Retry-After-Custom") or headers.get("Retry-After") or ""
+        seconds = None
+        with suppress(ValueError):
+            seconds = float(asked)
+        return ThrottledError("Comet takes no more for now (429)", seconds)
+    if status >= 500 or status == 408:
+        return UnansweredError(f"the Comet server fails ({status})")
+    reason = " ".join(str(message).split())[:200] if message else f"status {status}"
+    return RejectedError(f"Comet refuses it: {reason}", full=code == IMAGE_LIMIT)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -47,7 +47,7 @@ class CometMetric:
 class CometStudy:
     """What is said once per study; `workspace` and `project` None mean the uploader's own defaults.
 
-    `files` are those that go beside the images, by name.
+    `files` are those that go beside the images, by name; `commit` is the code's, said when the experiment has none.
     """
 
     study: str
@@ -57,7 +57,7 @@ class CometStudy:
     tags: Sequence[str]
     parameters: Mapping[str, object]
     files: Mapping[str, bytes] = field(default_factory=dict)
-    log_code: bool = False
+    commit: str | None = None
 
 
 @dataclass(frozen=True)

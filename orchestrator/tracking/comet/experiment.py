@@ -5,6 +5,7 @@ queues and may drop in silence. What the experiment holds is known from its list
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,7 +14,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.tracking.comet.child import flags
+from orchestrator.tracking.comet.connection import (
+    RejectedError,
+    UnansweredError,
+    begun,
+    connected,
+    translated,
+)
 from orchestrator.tracking.comet.content import (
     CometError,
     CometImage,
@@ -24,35 +31,8 @@ from orchestrator.tracking.comet.content import (
 
 T = TypeVar("T")
 
-IMAGE_LIMIT = 7_000_001
-"""Comet's own code for an experiment that takes no more images."""
-
 SIGNIFICANT = 9
 """Digits by which two values of a metric are one: Comet lists them as texts."""
-
-
-class NoKeyError(CometError):
-    """No API key was found."""
-
-
-class UnansweredError(CometError):
-    """The server did not answer, or only that it failed: nobody knows whether it has stored what was sent."""
-
-
-class ThrottledError(CometError):
-    """The server takes no more for now; `seconds` is how long it asks to wait, None where it does not say."""
-
-    def __init__(self, message: str, seconds: float | None) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-
-
-class RejectedError(CometError):
-    """The server refuses one thing for good; with `full` it takes no more images at all."""
-
-    def __init__(self, message: str, full: bool = False) -> None:
-        super().__init__(message)
-        self.full = full
 
 
 @dataclass(frozen=True)
@@ -79,6 +59,16 @@ def _digits(value: object) -> str:
         return str(value)
 
 
+def facts(study: CometStudy) -> dict[str, str]:
+    """What an experiment says of a study beside its parameters."""
+    told = {"Name": study.experiment_name, "study": study.study, "Created from": "latentsweep"}
+    return told if study.commit is None else {**told, "git_commit": study.commit}
+
+
+LISTING_PATIENCE = 6
+"""A list, which may be of 100,000, is waited for so many times as long as another call."""
+
+
 class Experiment:
     """The experiment of a key, made where it is not there yet; threads may call it at once.
 
@@ -87,16 +77,12 @@ class Experiment:
     """
 
     def __init__(self, study: CometStudy, key: str, scratch: Path, make: bool = True) -> None:
-        import comet_ml
-
-        if not comet_ml.get_config("comet.api_key"):
-            raise NoKeyError("no API key of Comet was found")
         self._key, self._scratch, self._mine = key, scratch, threading.local()
-        quiet()
-        there = _asked(lambda: self._api().get_experiment_by_key(key))
+        self._listing_seconds = LISTING_PATIENCE * float(os.environ.get("COMET_TIMEOUT_API", 10))
+        there = _asked(lambda: connected().get_experiment_by_key(key))
         if there is None and make:
-            _asked(lambda: _create(study, key))
-            there = _asked(lambda: self._api().get_experiment_by_key(key))
+            _asked(lambda: begun(study, key).end())
+            there = _asked(lambda: connected().get_experiment_by_key(key))
             if there is None:
                 raise UnansweredError("Comet does not know the experiment that it has just made")
         self.exists = there is not None
@@ -106,9 +92,9 @@ class Experiment:
 
     def images(self) -> list[ListedImage]:
         """Every image that the experiment lists, in its order."""
-        assets = _asked(lambda: self._here().get_asset_list("image"))
         return [
-            ListedImage(str(asset["assetId"]), _image_id(asset.get("metadata"))) for asset in assets or []
+            ListedImage(str(asset["assetId"]), _image_id(asset.get("metadata")))
+            for asset in self._assets("image")
         ]
 
     def send_image(self, image: CometImage, png: bytes) -> None:
@@ -136,7 +122,9 @@ class Experiment:
             if there.get(name) != str(value):
                 _asked(lambda name=name, value=value: here.log_parameter(name, value))  # type: ignore[misc]
         others = {o["name"]: str(o.get("valueCurrent")) for o in _asked(here.get_others_summary) or []}
-        told = {"Name": study.experiment_name, "study": study.study, "Created from": "latentsweep"}
+        told = facts(study)
+        if "git_commit" in others:
+            told.pop("git_commit", None)  # it is that of the first run
         for name, value in told.items():
             if others.get(name) != value:
                 _asked(lambda name=name, value=value: here.log_other(name, value))  # type: ignore[misc]
@@ -146,7 +134,7 @@ class Experiment:
 
     def send_files(self, files: Mapping[str, bytes]) -> None:
         """Make the files of those names the ones given; our earlier ones are removed once the new one is there."""
-        listed = _asked(lambda: self._here().get_asset_list("all")) or []
+        listed = self._assets("all")
         for name, data in files.items():
             digest = sha256(data).hexdigest()
             named = [asset for asset in listed if asset.get("fileName") == name]
@@ -161,6 +149,10 @@ class Experiment:
             for asset_id in ours.keys() - set(current[:1]):
                 self.remove(asset_id)
 
+    def _assets(self, kind: str) -> list[Any]:
+        # The SDK's own patience with a list is ten minutes, whatever the other calls' is.
+        return _asked(lambda: self._here().get_asset_list(kind, timeout=self._listing_seconds)) or []
+
     def _send(self, data: bytes, suffix: str, **options: object) -> None:
         file = self._scratch / f"{threading.get_ident()}.{suffix}"  # its name is not sent, but its suffix is
         file.write_bytes(data)
@@ -171,42 +163,11 @@ class Experiment:
     def _here(self) -> Any:
         """The connection of the thread that asks."""
         if not hasattr(self._mine, "experiment"):
-            self._mine.experiment = _asked(lambda: self._api().get_experiment_by_key(self._key))
+            self._mine.experiment = _asked(lambda: connected().get_experiment_by_key(self._key))
         if self._mine.experiment is None:
             del self._mine.experiment
             raise RejectedError("the experiment is gone from Comet")
         return self._mine.experiment
-
-    def _api(self) -> Any:
-        import comet_ml.api
-
-        return comet_ml.api.API(cache=False)
-
-
-def _create(study: CometStudy, key: str) -> None:
-    import comet_ml
-
-    config = comet_ml.ExperimentConfig(
-        name=study.experiment_name, tags=list(study.tags), **flags(study.log_code)
-    )
-    comet_ml.start(
-        online=True,
-        mode="get_or_create",
-        experiment_key=key,
-        workspace=study.workspace,
-        project_name=study.project,
-        experiment_config=config,
-    ).end()
-
-
-def quiet() -> None:
-    """The SDK prints nothing of its own: what it would say, an exception says, and its texts may quote a key."""
-    import logging
-
-    logger = logging.getLogger("comet_ml")
-    logger.handlers.clear()
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
 
 
 def _image_id(metadata: object) -> str | None:
@@ -223,39 +184,11 @@ def _mapping(metadata: object) -> Mapping[str, object]:
 
 
 def _asked(call: Callable[[], T]) -> T:
-    """A call's answer, its errors as ours. Their texts are not passed on: they may quote the key."""
-    import requests
-    from comet_ml import exceptions
-
+    """A call's answer; whatever else it fails with, nobody knows what the server has done."""
     try:
-        return call()
+        with translated():
+            return call()
     except CometError:
         raise
-    except exceptions.CometRestApiException as error:
-        raise _from_status(error.response, error.sdk_error_code, error.safe_msg) from None
-    except exceptions.InvalidAPIKey:
-        raise CometError("Comet does not take the API key that was found") from None
-    except requests.HTTPError as error:
-        raise _from_status(error.response, None, None) from None
-    except requests.RequestException:
-        raise UnansweredError("the Comet server does not answer") from None
-    except exceptions.Unauthorized:
-        raise CometError("Comet does not take the API key that was found") from None
     except Exception as error:  # noqa: BLE001 -- of many kinds in the SDK, none of them documented
         raise UnansweredError(f"the Comet SDK failed with {type(error).__name__}") from None
-
-
-def _from_status(response: Any, code: object, message: object) -> CometError:
-    status = getattr(response, "status_code", 500)
-    if status in (401, 403):
-        return CometError("Comet does not take the API key that was found")
-    if status == 429:
-        headers = getattr(response, "headers", {})
-        asked = headers.get("Retry-After-Custom") or headers.get("Retry-After") or ""
-        with suppress(ValueError):
-            return ThrottledError("Comet takes no more for now (429)", float(asked))
-        return ThrottledError("Comet takes no more for now (429)", None)
-    if status >= 500 or status == 408:
-        return UnansweredError(f"the Comet server fails ({status})")
-    reason = " ".join(str(message).split())[:200] if message else f"status {status}"
-    return RejectedError(f"Comet refuses it: {reason}", full=code == IMAGE_LIMIT)

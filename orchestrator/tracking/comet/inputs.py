@@ -50,19 +50,14 @@ def fetch(wanted: Sequence[Wanted], patience: float = PATIENCE) -> list[Fetched 
     Raises CometError where Comet cannot be asked at all.
     """
     cache = _cache_folder()
-    found: dict[Wanted, Fetched | str] = {}
-    for each in wanted:
-        cached = _cached(cache, each) if each.file.is_resolved else None
-        if cached is not None:
-            found[each] = cached
-    missing = [each for each in dict.fromkeys(wanted) if each not in found]
-    if missing:
-        with _scratch(cache) as scratch:
-            files = [each.file for each in missing]
-            log = cache / "comet.log"
-            answers = ask(fetch_task, files, cache, scratch, scratch=scratch, log=log, patience=patience)
-        for each, (version, problem) in zip(missing, answers, strict=True):
-            found[each] = problem or _checked(cache, each, version)
+    files = list(dict.fromkeys(wanted))
+    with _scratch(cache) as scratch:
+        log = cache / "comet.log"
+        server, answers = ask(fetch_task, files, cache, scratch, scratch=scratch, log=log, patience=patience)
+    found = {
+        each: problem or _checked(cache / server, each, version)
+        for each, (version, problem) in zip(files, answers, strict=True)
+    }
     return [found[each] for each in wanted]
 
 
@@ -90,14 +85,23 @@ def _of_version(file: ArtifactFile, version: str) -> ArtifactFile:
 
 
 def _cache_folder() -> Path:
-    """Where the files of this user's Comet server are kept: under $XDG_CACHE_HOME, by default ~/.cache."""
+    """Where this user's files are kept, by server: under $XDG_CACHE_HOME, by default ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
-    server = urlsplit(os.environ.get("COMET_URL_OVERRIDE", "")).netloc.rpartition("@")[2] or "comet"
     try:
         folder = Path(base) if base else Path.home() / ".cache"
     except RuntimeError:
         raise CometError("there is no home folder to keep it in; set XDG_CACHE_HOME") from None
-    return folder.absolute() / "latentsweep" / "artifacts" / quote(server, safe="")
+    return folder.absolute() / "latentsweep" / "artifacts"
+
+
+def _server() -> str:
+    """The name in the cache of the server that the SDK goes to: by a variable, a configuration file or the key."""
+    from comet_ml import config
+
+    settings = config.get_config()
+    config.get_api_key(None, settings)  # which may name the server
+    address = urlsplit(config.get_comet_url_override(settings))
+    return quote(address.netloc.rpartition("@")[2] or "comet", safe="")
 
 
 def _place(cache: Path, file: ArtifactFile) -> Path:
@@ -120,24 +124,43 @@ def _scratch(cache: Path) -> Iterator[Path]:
 
 
 def fetch_task(
-    _: Tell, __: Inbox, files: Sequence[ArtifactFile], cache: Path, scratch: Path
-) -> list[tuple[str, str | None]]:
-    """The child's task: for each file its artifact's version, and what keeps it from the cache, or None."""
-    artifacts: dict[tuple[str, str, str], Any] = {}
+    _: Tell, __: Inbox, wanted: Sequence[Wanted], folder: Path, scratch: Path
+) -> tuple[str, list[tuple[str, str | None]]]:
+    """The child's task: the server's part of the cache; for each file its version, and what keeps it from there, or
+    None. Without a connection where all is there.
+    """
     answers: list[tuple[str, str | None]] = []
     with translated():
-        api = connected()
-        for number, file in enumerate(files):
+        server = _server()
+        source = _Source(folder / server)
+        for number, each in enumerate(wanted):
             try:
-                name = (file.workspace, file.artifact, file.version)
-                if name not in artifacts:
-                    artifacts[name] = _artifact(api, file)
-                version = str(artifacts[name].version)
-                _download(artifacts[name], _of_version(file, version), cache, scratch / f"{number}.part")
-                answers.append((version, None))
+                answers.append((source.fetch(each, scratch / f"{number}.part"), None))
             except _NotThereError as error:
                 answers.append(("", str(error)))
-    return answers
+    return server, answers
+
+
+class _Source:
+    """Comet's artifacts, asked for once each, and not at all where the cache has what is wanted."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._api: Any = None
+        self._artifacts: dict[tuple[str, str, str], Any] = {}
+
+    def fetch(self, wanted: Wanted, aside: Path) -> str:
+        """Bring a file into the cache, by way of `aside`; its version. Raises _NotThereError, CometError."""
+        file = wanted.file
+        if file.is_resolved and _cached(self._cache, wanted) is not None:
+            return file.version
+        self._api = self._api or connected()
+        name = (file.workspace, file.artifact, file.version)
+        if name not in self._artifacts:
+            self._artifacts[name] = _artifact(self._api, file)
+        version = str(self._artifacts[name].version)
+        _download(self._artifacts[name], _of_version(file, version), self._cache, aside)
+        return version
 
 
 class _NotThereError(Exception):

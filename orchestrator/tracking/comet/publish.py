@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.comet.child import Inbox, Tell, flags
-from orchestrator.tracking.comet.connection import ask, connected, translated
+from orchestrator.tracking.comet.child import Inbox, Tell
+from orchestrator.tracking.comet.connection import ask, begun, connected, translated
 from orchestrator.tracking.comet.content import CometError, CometStudy
 from search_spaces.requests import Value
 
@@ -187,7 +187,6 @@ def _send(publication: Publication, entries: Sequence[_Entry], digest: str) -> A
     import comet_ml
     from comet_ml.exceptions import ExperimentCleaningException
 
-    study = publication.study
     artifact = comet_ml.Artifact(
         publication.artifact,
         KIND,
@@ -196,17 +195,7 @@ def _send(publication: Publication, entries: Sequence[_Entry], digest: str) -> A
     )
     for entry in entries:
         artifact.add(str(entry.local), logical_path=entry.path, metadata=dict(entry.metadata))
-    config = comet_ml.ExperimentConfig(
-        name=study.experiment_name, tags=list(study.tags), **flags(study.log_code)
-    )
-    experiment = comet_ml.start(
-        online=True,
-        mode="get_or_create",
-        experiment_key=publication.key,
-        workspace=study.workspace,
-        project_name=study.project,
-        experiment_config=config,
-    )
+    experiment = begun(publication.study, publication.key)
     try:
         return experiment.log_artifact(artifact)
     finally:

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,16 +21,16 @@ from typing import Any
 from orchestrator.tracking import TrackedImage, TrackedTrial
 from orchestrator.tracking.comet.archive import CometOfflineTracker
 from orchestrator.tracking.comet.child import Child, Inbox, Tell, environment
-from orchestrator.tracking.comet.content import CometError, CometMetric, Content, Source, trial_metrics
-from orchestrator.tracking.comet.experiment import (
-    Experiment,
+from orchestrator.tracking.comet.connection import (
     NoKeyError,
     RejectedError,
     ThrottledError,
     UnansweredError,
 )
+from orchestrator.tracking.comet.content import CometError, CometMetric, Content, Source, trial_metrics
+from orchestrator.tracking.comet.experiment import Experiment
 from orchestrator.tracking.comet.pace import Pace
-from orchestrator.tracking.comet.sync import LONGEST_PAUSE, SENDERS, Status, synchronise
+from orchestrator.tracking.comet.sync import LONGEST_PAUSE, SENDERS, Status, keep_refused, synchronise
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ class CometStream:
     ) -> None:
         self._study, self._say, self._fallback = study, say, fallback
         self._closing_seconds = closing_seconds
-        self._scratch = folder.absolute() / ".comet-streaming"
+        self._folder = folder.absolute()
+        self._scratch = self._folder / ".comet-streaming"
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
         self._child = Child(
@@ -75,6 +76,7 @@ class CometStream:
             (source, score, self._scratch, fallback is not None),
             environment(online=True, scratch=self._scratch),
             log,
+            background=True,  # where all cores draw, the closing sync sends what is left
         )
         self._offline: str | None = None  # why, once the child has said so
         self._told = self._stored = 0
@@ -159,7 +161,10 @@ class CometStream:
             self._child.insist(ask, self._closing_seconds)
             answer = self._child.result(self._closing_seconds + GRACE_SECONDS, self._news)
             if answer is not None:
-                return self._line(Status(**answer))
+                status = Status(**answer)
+                if status.listed:
+                    keep_refused(self._folder, status)
+                return self._line(status)
         return None
 
     def _line(self, status: Status) -> str:
@@ -171,8 +176,9 @@ class CometStream:
             return self._warning(
                 f"{status.sent:,} of {status.total:,} images are in {status.url}, {refused}{rest}"
             )
+        at_most = "" if status.listed else "up to "
         what = (
-            f"{status.pending:,} of {status.total:,} images are pending"
+            f"{at_most}{status.pending:,} of {status.total:,} images are pending"
             if status.total
             else "nothing was sent"
         )
@@ -191,7 +197,6 @@ def stream_task(
     tell: Tell, inbox: Inbox, source: Source, score: str, scratch: Path, may_be_offline: bool
 ) -> dict[str, Any] | None:
     """The child's task: send what is offered, then make the rest agree; None where it stays offline."""
-    _step_back()
     pace, content = Pace(), source()
     remote: Experiment | None = None
     try:
@@ -215,20 +220,9 @@ def stream_task(
             end = time.monotonic() + record["close"]
             _step_forward()
             window.close(end - record["close"] / 2)
-            return asdict(_closing(source, content, remote, scratch, pace, end))
+            return asdict(_closing(source, content, remote, scratch, pace, end, window.acknowledged))
         window.take(record)
     return None
-
-
-def _step_back() -> None:
-    """Work in time that nobody else wants: Ray's workers are at niceness 15, and 19 beside it is a third of it.
-
-    Threads that are begun later inherit it. Where all cores draw, the closing sync sends what is left.
-    """
-    os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _step_forward() -> None:
@@ -239,15 +233,21 @@ def _step_forward() -> None:
 
 
 def _closing(
-    source: Source, content: Content, remote: Experiment | None, scratch: Path, pace: Pace, end: float
+    source: Source,
+    content: Content,
+    remote: Experiment | None,
+    scratch: Path,
+    pace: Pace,
+    end: float,
+    acknowledged: Set[str],
 ) -> Status:
     content = source()  # the catalog as it is now, and the files that the run has written
     total = len({image.image_id for image in content.images()})
     try:
         remote = remote or Experiment(content.study, content.key, scratch)
-        return synchronise(content, remote, pace, end)
+        return synchronise(content, remote, pace, end, acknowledged=acknowledged)
     except CometError as error:
-        return Status(remote.url if remote else "", total, problem=str(error))
+        return Status(remote.url if remote else "", total, problem=str(error), listed=False)
 
 
 class Window:
@@ -257,15 +257,17 @@ class Window:
         self, content: Content, remote: Experiment | None, score: str, pace: Pace, tell: Tell = lambda _: None
     ) -> None:
         self._content, self._remote, self._score, self._pace = content, remote, score, pace
-        self._tell, self._stored, self._told_at = tell, 0, 0.0
+        self._tell, self._told_at = tell, 0.0
+        self.acknowledged: set[str] = set()
         self._senders = ThreadPoolExecutor(SENDERS, "comet")
         self._room = threading.Semaphore(WINDOW)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._failures = 0
         self._closed_until = 0.0
-        self._best: float | None = None
-        self._highest = -1
+        earlier = [metric for metric in content.metrics if metric.name == f"best_{score}"]
+        self._best = max((metric.value for metric in earlier), default=None)
+        self._highest = max((metric.step for metric in earlier), default=-1)
         self._sent: set[str] = set()
         self._under_way: set[Any] = set()
 
@@ -286,7 +288,7 @@ class Window:
         self._closed_until = float("inf")  # what has not begun is left
         wait(self._under_way, timeout=max(0.0, end - time.monotonic()))
         self._senders.shutdown(wait=False, cancel_futures=True)
-        self._tell({"stored": self._stored})
+        self._tell({"stored": len(self.acknowledged)})
 
     def _submit(self, send: Callable[[Any], None], what: object) -> None:
         now = time.monotonic()
@@ -335,10 +337,10 @@ class Window:
             return
         self._remote.send_image(image, png)
         with self._lock:
-            self._stored += 1
+            self.acknowledged.add(image.image_id)
             if time.monotonic() - self._told_at >= TELL_SECONDS:
                 self._told_at = time.monotonic()
-                self._tell({"stored": self._stored})
+                self._tell({"stored": len(self.acknowledged)})
 
     def _metric(self, metric: CometMetric) -> None:
         if self._remote is not None:

@@ -18,6 +18,8 @@ import pyarrow.fs as pafs
 ROLES = ("master", "volume", "filer", "s3")
 STARTS = 3
 ACCESS, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI"
+READER = {"AWS_ACCESS_KEY_ID": "AKIDREADER", "AWS_SECRET_ACCESS_KEY": "wJalrXUtnREAD"}
+"""Of one who may read and list, and not write."""
 
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
@@ -121,10 +123,16 @@ def started(folder: Path, bucket: str) -> tuple["subprocess.Popen[bytes]", int]:
     """The server and its port; tried again where somebody else took one of its ports in the meantime."""
     program = weed()
     assert program is not None
-    identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}]}
     config = folder / "s3.json"
-    actions = ["Admin", "Read", "Write", "List"]
-    config.write_text(json.dumps({"identities": [{**identity, "actions": actions}]}), encoding="utf-8")
+    reader = READER["AWS_ACCESS_KEY_ID"], READER["AWS_SECRET_ACCESS_KEY"]
+    identities = [
+        {"name": name, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": actions}
+        for name, (access, secret), actions in (
+            ("test", (ACCESS, SECRET), ["Admin", "Read", "Write", "List"]),
+            ("reader", reader, ["Read", "List"]),
+        )
+    ]
+    config.write_text(json.dumps({"identities": identities}), encoding="utf-8")
     for number in range(STARTS):
         data = folder / f"data{number}"
         data.mkdir()

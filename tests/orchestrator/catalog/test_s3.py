@@ -3,24 +3,28 @@
 import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from orchestrator import cli
+from orchestrator import cli, wiring
 from orchestrator.catalog import Catalog
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.patient import Patient, StorageError
+from orchestrator.catalog.pictures import CatalogWriter
 from orchestrator.catalog.schema import SCHEMAS
 from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.catalog.upkeep import check, compact, repair
-from orchestrator.pool import InProcessPool
+from orchestrator.pool import Done, InProcessPool, Kept
+from orchestrator.ray_pool import RayPool
 from orchestrator.sweep import sweep
 from orchestrator.tracking import NullTracker
 from search_spaces.errors import InputError
-from tests.orchestrator.catalog.s3_server import Proxy, environment, s3_server, weed
+from tests.orchestrator.catalog.s3_server import READER, Proxy, environment, s3_server, weed
 from tests.orchestrator.catalog.test_contract import STUDY, CatalogContract, results
 from tests.orchestrator.studies import fake_worker, grid, requests_of
 
@@ -151,6 +155,42 @@ def test_what_is_wrong_with_a_store_is_a_sentence(
     assert "wJalrXUtnFEMI" not in out + err
 
 
+def test_credentials_that_may_not_write_are_told_before_anything_is_loaded(
+    root: str,
+    server: Proxy,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    small_study_file(tmp_path, monkeypatch)
+    for name, value in READER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wiring, "make_pool", None)
+    assert cli.main(["run", "small.yaml", "--root", root]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"latentsweep: --root {root}: these credentials may not write there\n")
+
+
+def keyed_writer(environ: Mapping[str, str], root: str) -> CatalogWriter:
+    """Made in a process of Ray's, which has the environment of the node, not the driver's."""
+    os.environ.update(environ)
+    return CatalogWriter(root, STUDY)
+
+
+@pytest.mark.faults
+def test_a_process_beside_the_store_writes_the_pictures(root: str, server: Proxy, local_ray: None) -> None:
+    writer = partial(keyed_writer, environment(server.port), root)
+    pool = RayPool(nullcontext, partial(fake_worker, 4), workers=2, batch=4, num_cpus=0.1, make_writer=writer)
+    pool.submit(requests_of(STUDY))
+    found: list[Done] = []
+    while pool.outstanding:
+        found += pool.next_done(0.2)
+    pool.close()
+    assert all(isinstance(done.picture, Kept) for done in found)
+    assert pool.notices == []
+    all_is_there(root)
+
+
 SMALL = """
 study: small
 model: toyworld
@@ -159,6 +199,13 @@ seeds: 2
 space: {guidance_scale: [1, 5]}
 settings: {num_inference_steps: 2, negative_prompt: ""}
 """
+
+
+def small_study_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for name in ("cat.png", "cat-mask.png"):
+        shutil.copy(Path(cli.__file__).parents[1] / "studies" / name, name)
+    Path("small.yaml").write_text(SMALL, encoding="utf-8")
 
 
 @pytest.mark.faults
@@ -170,10 +217,7 @@ def test_the_whole_command_line_on_an_object_store(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("cat.png", "cat-mask.png"):
-        shutil.copy(Path(cli.__file__).parents[1] / "studies" / name, name)
-    Path("small.yaml").write_text(SMALL, encoding="utf-8")
+    small_study_file(tmp_path, monkeypatch)
 
     def said(*arguments: str, code: int = 0) -> str:
         assert cli.main([*arguments, "--root", root]) == code

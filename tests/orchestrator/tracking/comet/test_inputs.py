@@ -1,6 +1,8 @@
 """Files of artifacts, by the real SDK from the recorder: what was stored is what comes, byte for byte."""
 
+import base64
 import hashlib
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -158,3 +160,36 @@ def test_a_file_that_comes_in_part_is_not_kept(recorder: CometRecorder, tmp_path
     with pytest.raises(CometError, match=r"a\.png: 1,000 of 200,000 bytes came; try again"):
         fetch([wanted("comet://friends/short:1.0.0/a.png")])
     assert not list((tmp_path / "cache").rglob("a.png"))
+
+
+def test_each_server_has_a_cache_of_its_own_however_it_is_named(
+    recorder: CometRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers have the same artifact with other bytes; named by variable, configuration file and key."""
+    text = "comet://friends/my photos:1.0.0/mask.png"
+    (tmp_path / "home").mkdir()
+    config = tmp_path / "home" / ".comet.config"
+    with CometRecorder() as second:
+        second.put_artifact("friends", "my photos", "1.0.0", {"mask.png": OTHER})
+        by_variable = one(text)
+        assert by_variable.path.read_bytes() == MASK
+        monkeypatch.delenv("COMET_URL_OVERRIDE")
+        config.write_text(f"[comet]\nurl_override = {second.url}\n")
+        by_file = one(text)
+        assert by_file.path.read_bytes() == OTHER
+        config.write_text(f"[comet]\nurl_override = {recorder.url}\n")
+        assert one(text) == by_variable
+        config.unlink()
+        told = json.dumps({"baseUrl": second.url.removesuffix("/clientlib/")}).encode()
+        monkeypatch.setenv("COMET_API_KEY", f"{API_KEY}*{base64.b64encode(told).decode()}")
+        assert one(text) == by_file
+        assert len(second.heard("get-asset")) == len(recorder.heard("get-asset")) == 1
+
+
+def test_an_alias_that_moves_is_another_version_and_a_version_does_not_move(recorder: CometRecorder) -> None:
+    text = "comet://friends/my photos:{}/cats/a cat.png"
+    before = one(text.format("best"))
+    recorder.put_artifact("friends", "my photos", "2.0.0", {"cats/a cat.png": OTHER}, ["best"])
+    after, pinned = one(text.format("best")), one(text.format("1.0.0"), before.sha256)
+    assert (before.version, after.version) == ("1.0.0", "2.0.0")
+    assert (after.path.read_bytes(), pinned) == (OTHER, before)

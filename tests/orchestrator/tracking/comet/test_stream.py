@@ -5,8 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Iterator, Set
+from concurrent.futures import wait
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +18,13 @@ import pytest
 
 from orchestrator.tracking import TrackedTrial
 from orchestrator.tracking.comet.archive import CometOfflineTracker
-from orchestrator.tracking.comet.stream import CometStream
-from orchestrator.tracking.comet.sync import Status, sync_in_child
+from orchestrator.tracking.comet.connection import NO_KEY, UNANSWERED
+from orchestrator.tracking.comet.content import CometImage, CometMetric
+from orchestrator.tracking.comet.pace import Pace
+from orchestrator.tracking.comet.stream import WINDOW, CometStream, Window
+from orchestrator.tracking.comet.sync import SENDERS, Status, status_in_child, sync_in_child
 from tests.comet_recorder import API_KEY, CometRecorder, Fault
-from tests.orchestrator.tracking.comet.contents import FILE, KEY, a_record, a_study
+from tests.orchestrator.tracking.comet.contents import FILE, KEY, a_record, a_study, some_pictures
 
 IMAGES = 40
 
@@ -36,10 +43,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CometRecorder]:
 
 
 class Run:
-    """A run of so many images as the sweep has it; `longest` is the longest that it had to wait for the tracker."""
+    """A run of so many images as the sweep has it."""
 
     def __init__(self, folder: Path, fallback: bool = False, closing: float = 6.0) -> None:
-        self.folder, self.lines, self.longest = folder, list[str](), 0.0
+        self.folder, self.lines = folder, list[str]()
         self.source = partial(a_study, IMAGES)
         self.comet, self.log = folder / "comet", folder / "comet.log"
         offline = CometOfflineTracker(self.source, self.comet, self.log) if fallback else None
@@ -51,8 +58,8 @@ class Run:
         """Once the child has said whether it is online."""
         end = time.monotonic() + 30
         while not self.lines and time.monotonic() < end:
-            self._timed(partial(self.tracker.images, []))
-            self._timed(partial(self.tracker.trials, []))
+            self.tracker.images([])
+            self.tracker.trials([])
             self.tracker._hear()
             time.sleep(0.02)
         assert self.lines
@@ -60,10 +67,10 @@ class Run:
 
     def images(self, first: int, last: int) -> "Run":
         for number in range(first, last):
-            self._timed(partial(self.tracker.images, [a_record(number)]))
+            self.tracker.images([a_record(number)])
             if number % 2:
                 trial = TrackedTrial(number // 2, {}, 0.5, (0.25, 0.75))
-                self._timed(partial(self.tracker.trials, [trial]))
+                self.tracker.trials([trial])
             time.sleep(0.005)
         return self
 
@@ -80,15 +87,19 @@ class Run:
     def sync(self) -> Status:
         return sync_in_child(self.source, self.comet, self.log)
 
-    def _timed(self, call: partial[None]) -> None:
-        begun = time.process_time()
-        call()
-        self.longest = max(self.longest, time.process_time() - begun)
-
 
 def expect_each_once(recorder: CometRecorder) -> None:
     assert sorted(recorder.image_ids(KEY)) == sorted(f"id{n}" for n in range(IMAGES))
     assert recorder.files(KEY)["cats.yaml"] == FILE
+
+
+@pytest.mark.usefixtures("recorder")
+def test_while_a_run_lasts_its_child_takes_the_time_that_nobody_wants(tmp_path: Path) -> None:
+    run = Run(tmp_path).started()
+    assert os.getpriority(os.PRIO_PROCESS, run.tracker.pid) == 19
+    if hasattr(os, "SCHED_IDLE"):
+        assert os.sched_getscheduler(run.tracker.pid) == os.SCHED_IDLE
+    run.tracker.abandon()
 
 
 def test_a_run_arrives_while_it_runs_and_the_end_says_so(recorder: CometRecorder, tmp_path: Path) -> None:
@@ -115,9 +126,7 @@ def test_without_a_key_an_archive_is_built(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("COMET_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     run = Run(tmp_path, fallback=True).started().images(0, IMAGES)
-    assert run.lines == [
-        "Comet: offline, since no API key of Comet was found; an archive is built at the end"
-    ]
+    assert run.lines == [f"Comet: offline, since {NO_KEY}; an archive is built at the end"]
     assert re.fullmatch(rf"Comet archive: .*{KEY}\.zip \({IMAGES} images\); upload it with .*", run.close())
 
 
@@ -126,10 +135,112 @@ def test_where_no_server_answers_auto_goes_offline_and_the_archive_has_it_all(
 ) -> None:
     recorder.stop()
     run = Run(tmp_path, fallback=True).started().images(0, 5)
-    assert run.lines == [
-        "Comet: offline, since the Comet server does not answer; an archive is built at the end"
-    ]
+    assert run.lines == [f"Comet: offline, since {UNANSWERED}; an archive is built at the end"]
     assert run.close().startswith("Comet archive: ")
+
+
+def test_of_a_continued_study_the_best_goes_on_from_what_was_best(tmp_path: Path) -> None:
+    remote = Held()
+    remote.free.set()
+    best = [CometMetric("best_clip_score", value, step) for step, value in ((0, 0.5), (4, 0.9))]
+    window = Window(replace(a_study(1), metrics=best), remote, "clip_score", Pace())  # type: ignore[arg-type]
+    for number, score in ((5, 0.2), (3, 0.1), (6, 0.95)):
+        window.take({"trial": asdict(TrackedTrial(number, {}, score, (score,)))})
+    wait(set(window._under_way))  # what has not begun at its end is left to the sync
+    window.close(time.monotonic() + 30)
+    told = [(each.step, each.value) for each in remote.metrics if each.name == "best_clip_score"]
+    assert sorted(told) == [(5, 0.9), (6, 0.95)]
+
+
+class Held:
+    """An experiment that answers nothing before it is `free`."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.images: list[str] = []
+        self.metrics: list[CometMetric] = []
+
+    def send_image(self, image: CometImage, png: bytes) -> None:
+        self.free.wait()
+        self.images.append(image.image_id)
+
+    def send_metric(self, metric: CometMetric) -> None:
+        self.free.wait()
+        self.metrics.append(metric)
+
+
+def test_a_server_that_hangs_holds_a_window_of_records_and_a_picture_for_each_thread(tmp_path: Path) -> None:
+    remote, read = Held(), list[str]()
+
+    def counted(ids: Set[str]) -> Iterator[tuple[str, bytes]]:
+        read.extend(ids)
+        yield from some_pictures(ids)
+
+    window = Window(replace(a_study(1), pictures=counted), remote, "clip_score", Pace())  # type: ignore[arg-type]
+    try:
+        for number in range(3_000):
+            window.take({"image": asdict(a_record(number))})
+            window.take({"trial": asdict(TrackedTrial(number, {}, 0.5, (0.25, 0.75)))})
+            assert len(window._under_way) <= WINDOW
+            assert len(read) <= SENDERS
+        assert len(window._under_way) == WINDOW
+    finally:
+        remote.free.set()
+        window.close(time.monotonic() + 30)
+    assert len(remote.images) + len(remote.metrics) <= WINDOW
+    assert set(remote.images) == window.acknowledged
+
+
+def test_nobody_waits_for_a_child_that_stands_still(recorder: CometRecorder, tmp_path: Path) -> None:
+    run = Run(tmp_path).started()
+    os.kill(run.tracker.pid, signal.SIGSTOP)
+    for number in range(20_000):  # a driver that waits for it would never be through
+        run.tracker.images([a_record(number % IMAGES)])
+    os.kill(run.tracker.pid, signal.SIGCONT)
+    run.close()
+    assert run.sync().sent == IMAGES
+    expect_each_once(recorder)
+
+
+def test_a_child_that_hangs_takes_a_bounded_number_of_records(
+    recorder: CometRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMET_TIMEOUT_API", "600")
+    recorder.faults.append(Fault("", "hang"))
+    run = Run(tmp_path)
+    end = time.monotonic() + 60
+    while not recorder.requests and time.monotonic() < end:
+        time.sleep(0.02)
+    assert recorder.requests  # it hangs there
+    taken = [0]
+    offer = run.tracker._child.offer
+
+    def counting(line: bytes) -> bool:
+        took = offer(line)
+        taken[0] += took
+        assert len(run.tracker._child._rest) <= len(line) < 1_000
+        return took
+
+    monkeypatch.setattr(run.tracker._child, "offer", counting)
+    tracemalloc.start()
+    for number in range(20_000):
+        run.tracker.images([a_record(number)])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    run.tracker.abandon()
+    assert 64 <= taken[0] < 2_000  # its queue, its buffer and the pipe
+    assert held < 200_000
+
+
+@pytest.mark.faults
+def test_a_list_that_cannot_be_had_at_the_end_is_told(recorder: CometRecorder, tmp_path: Path) -> None:
+    run = Run(tmp_path, closing=4.0).started().images(0, 10).arrived(recorder, 10)
+    recorder.faults.append(Fault("asset/list", "status", 500))
+    run.images(10, IMAGES)
+    assert run.close() == (
+        f"Comet: up to {IMAGES} of {IMAGES} images are pending (the Comet server fails (500)); "
+        "`latentsweep comet sync cats` sends them"
+    )
 
 
 @pytest.mark.faults
@@ -170,7 +281,6 @@ def test_whatever_the_server_does_nobody_waits_and_a_sync_completes_it(
         recorder.faults += during
         run.images(10, IMAGES)
     line = run.close()
-    assert run.longest < 0.1  # of the driver's own time, in which it does no more than write to a pipe
     for_ever = [fault for fault in before + during if fault.times is None and fault.act != "slow"]
     if for_ever:
         assert "pending" in line
@@ -253,3 +363,5 @@ def test_an_experiment_that_is_full_is_told(recorder: CometRecorder, tmp_path: P
     assert f"15 of {IMAGES} images are in http" in line
     assert "refused" in line
     assert "the limit of images is reached" in line
+    status = status_in_child(run.source, run.comet, run.log)
+    assert (status.sent, status.pending, len(status.rejected)) == (15, 0, IMAGES - 15)
