@@ -11,6 +11,7 @@ from search_spaces.space import Judge, Space
 from search_spaces.strategies import Assignment, PastTrial, Report, Strategy
 from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.halving import Halving
+from search_spaces.strategies.modelled import ModelledSampler
 from search_spaces.strategies.optuna_sampler import OptunaSampler
 from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials
@@ -44,6 +45,11 @@ def sampled(past: Sequence[PastTrial], racing: bool) -> Strategy:
     )
 
 
+def modelled(past: Sequence[PastTrial]) -> Strategy:
+    sampler = TPESampler(seed=len(past))
+    return ModelledSampler(SPACE, JUDGE, INSTANCES, "score", "maximize", 40, sampler, past=past)
+
+
 MAKERS: dict[str, Callable[[Sequence[PastTrial]], Strategy]] = {
     "grid": lambda past: Grid(trials(past), SPACE.lattice(), INSTANCES),
     "halving": lambda past: halving(past, looks=False),
@@ -52,6 +58,7 @@ MAKERS: dict[str, Callable[[Sequence[PastTrial]], Strategy]] = {
     "refine": lambda past: Refine(trials(past), AXES, INSTANCES, 40),
     "sampler": lambda past: sampled(past, racing=False),
     "raced sampler": lambda past: sampled(past, racing=True),
+    "modelled sampler": modelled,
 }
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
