@@ -122,9 +122,10 @@ class ModelledSampler:
         self._counted, self._heard, self._learned_at, self._fitted_at = 0, 0, 0, 0
         self._surrogate: Surrogate | None = None
         self._worth: dict[int, tuple[float, float]] = {}
+        self._upper: dict[int, float] = {}
         self._settled, self._exhausted = False, False
         self._study = self._taught({})
-        self._baseline = None if baseline is None else judge.candidate(baseline)
+        self._baseline = "" if baseline is None else judge.candidate(baseline)
         self._take_up(past, enqueue)
 
     def ask(self, free: int) -> Sequence[Assignment]:
@@ -172,9 +173,7 @@ class ModelledSampler:
         there = [self._past[candidate] for candidate in self._places if candidate in self._past]
         wanted = {trial.number for trial in there if self._judge.candidate(trial.settings) in first}
         for number in sorted(gone_on_with(there, self._instances, self._budget, wanted)):
-            entry = self._entries[self._numbers[number]]
-            entry.begun, entry.gone = True, entry.infeasible
-            self._counted += 1
+            self._begin(self._entries[self._numbers[number]])
 
     def _propose(self, settings: Settings) -> bool:
         """Take settings among the proposals; False where they cannot run or are there."""
@@ -189,9 +188,16 @@ class ModelledSampler:
             entry.outcomes = {i: outcome for i, outcome in past.outcomes.items() if i < self._instances}
             self._numbers[past.number] = len(self._entries)
             self._heard += len(entry.outcomes)
+            if not self._is_open(entry):  # nothing of it is left to deal
+                self._begin(entry)
         self._places[candidate] = len(self._entries)
         self._entries.append(entry)
         return True
+
+    def _begin(self, entry: _Entry) -> None:
+        """Count settings among the trials, once."""
+        self._counted += not entry.begun
+        entry.begun = True
 
     def _ask_sampler(self, many: int) -> None:
         """So many new proposals of the sampler's, or one at random where it repeats itself."""
@@ -234,12 +240,16 @@ class ModelledSampler:
         may_begin = not self._all_begun
         new = [place for place in open_ if not self._entries[place].begun] if may_begin else []
         begun = [place for place in open_ if self._entries[place].begun]
+        baseline = self._places.get(self._baseline)
+        baseline = baseline if baseline in begun else None
         if new and new[0] < self._first:
             return new[0]
+        if bare := [place for place in begun if not self._entries[place].outcomes]:  # its pictures were lost
+            return bare[0]
         if not self._worth:  # the first ones, each on one instance; later only where no picture has a score
-            return next(iter(new or (begun if self._heard and not self._awaits else [])), None)
+            return next(iter(new or ([] if self._awaits else begun)), None)
         if not may_begin and self._settled:
-            return next((place for place in begun if self._is_baseline(place)), None)
+            return baseline
         hopeful = [place for place in begun + new if self._worth.get(place, (0.0, 0.0))[0] > 0]
         if hopeful:
             return max(hopeful, key=self._urgency)
@@ -252,19 +262,18 @@ class ModelledSampler:
             return max(known, key=lambda place: self._worth[place][1])
         if self._awaits:  # what is under way may be worth more than what is left
             return None
-        return next((place for place in begun if self._is_baseline(place)), None)
+        return baseline
 
     def _deal(self, place: int) -> None:
         """Queue the next stage of a trial; its first picture is of an instance of its own."""
         entry = self._entries[place]
         missing = [i for i in range(self._instances) if i not in entry.outcomes]
-        missing = missing[: self._step(entry)] if entry.outcomes else [self._counted % self._instances]
-        if not entry.begun:
-            entry.begun = True
-            self._counted += 1
-            if entry.number is None:
-                entry.number, self._next_number = self._next_number, self._next_number + 1
-                self._numbers[entry.number] = place
+        own = (self._counted if entry.number is None else entry.number) % self._instances
+        missing = missing[: self._step(entry)] if entry.outcomes else [own]
+        self._begin(entry)
+        if entry.number is None:
+            entry.number, self._next_number = self._next_number, self._next_number + 1
+            self._numbers[entry.number] = place
         assert entry.number is not None
         entry.awaited = set(missing)
         trial = Trial(entry.number, entry.settings)
@@ -286,11 +295,8 @@ class ModelledSampler:
     def _all_begun(self) -> bool:
         """Whether nothing new is begun any more."""
         return self._counted >= self._budget or (
-            self._exhausted and all(each.begun or each.infeasible for each in self._entries)
+            self._exhausted and all(each.begun for each in self._entries)
         )
-
-    def _is_baseline(self, place: int) -> bool:
-        return self._judge.candidate(self._entries[place].settings) == self._baseline
 
     @property
     def _awaits(self) -> bool:
@@ -308,7 +314,7 @@ class ModelledSampler:
         if not new or (new < enough and not idle):
             return
         if not self._all_begun:
-            waiting = sum(not each.begun for each in self._entries)
+            waiting = sum(not each.begun and not each.outcomes for each in self._entries)
             self._ask_sampler(min(PROPOSED, MOST_WAITING - waiting))
         self._learned_at = self._heard
         ended = self._all_begun
@@ -323,10 +329,18 @@ class ModelledSampler:
         means, covariance = self._surrogate.values(known, np.arange(len(places)), refit)
         values = draws(means, covariance)
         entries = [self._entries[place] for place in places]
-        values[:, [row for row, each in enumerate(entries) if each.gone]] = -np.inf
+        # Who has lost a picture for good that others have is never the best.
+        judged = set(known.instances.tolist())
+        over = [
+            row
+            for row, each in enumerate(entries)
+            if not self._is_open(each) and not judged <= self._scores(each).keys()
+        ]
+        values[:, over] = -np.inf
         best = np.bincount(values.argmax(axis=1), minlength=len(places)) / len(values)
         upper = means + np.sqrt(np.maximum(np.diag(covariance), 0))
         self._worth = {p: (float(b), float(u)) for p, b, u in zip(places, best, upper, strict=True)}
+        self._upper |= {place: upper for place, (_, upper) in self._worth.items()}
         complete = [row for row, each in enumerate(entries) if self._mean(each) is not None]
         if complete:
             gain = float((values.max(axis=1) - values[:, complete].max(axis=1)).mean())
@@ -342,18 +356,18 @@ class ModelledSampler:
         places = [place for place in there if self._entries[place].begun] if ended else there
         if ended:  # the model's draws and samples are by place in this list, and numbers are for ever
             places.sort(key=lambda place: self._entries[place].number or 0)
-        if sum(len(self._entries[place].outcomes) for place in places) > MOST_OUTCOMES:
-            total, kept = 0, set[int]()
-            for place in sorted(places, key=lambda p: -self._worth.get(p, (0.0, math.inf))[1]):
-                count = len(self._entries[place].outcomes)
-                if total + count <= MOST_OUTCOMES:
-                    total += count
-                    kept.add(place)
-            places = [place for place in places if place in kept]
+        found = {place: self._scores(self._entries[place]) for place in places}
+        bare = [place for place in places if not found[place]][:MOST_WAITING]
+        total, kept = 0, set(bare)
+        for place in self._by_promise({place: each for place, each in found.items() if each}, ended):
+            if (total := total + len(found[place])) > MOST_OUTCOMES:
+                break
+            kept.add(place)
+        places = [place for place in places if place in kept]
         scores = [
             (row, instance, score)
             for row, place in enumerate(places)
-            for instance, score in sorted(self._scores(self._entries[place]).items())
+            for instance, score in sorted(found[place].items())
         ]
         rows, instances, values = zip(*scores, strict=True) if scores else ((), (), ())
         known = Outcomes(
@@ -363,6 +377,29 @@ class ModelledSampler:
             np.zeros(len(scores), np.bool_),
         )
         return places, known
+
+    def _by_promise(self, found: dict[int, dict[int, float]], ended: bool) -> list[int]:
+        """Places that have scores, the most promising first: by what the model last said of them, or by their means.
+
+        Means are of what a score lies above its instance's others, drawn towards all for the few they are of. In the
+        end they alone count, so that a later session comes to the same.
+        """
+        if sum(map(len, found.values())) <= MOST_OUTCOMES:
+            return list(found)
+        by_instance: dict[int, list[float]] = {}
+        for scores in found.values():
+            for instance, score in scores.items():
+                by_instance.setdefault(instance, []).append(score)
+        levels = {instance: mean(scores) for instance, scores in by_instance.items()}
+        level = mean([score for scores in by_instance.values() for score in scores])
+
+        def promise(place: int) -> float:
+            if place in self._upper and not ended:
+                return self._upper[place]
+            above = [score - levels[instance] for instance, score in found[place].items()]
+            return level + math.fsum(above) / (len(above) + 1)
+
+        return sorted(found, key=lambda place: -promise(place))
 
     def _taught(self, means: dict[int, float]) -> optuna.Study:
         """A study in which the sampler has heard what is expected of everything proposed."""

@@ -216,3 +216,51 @@ def test_nothing_is_dealt_to_nobody() -> None:
     nothing: list[Assignment] = []
     assert list(strategy.ask(0)) == nothing
     assert len(strategy.ask(3)) == 3
+
+
+def test_trials_whose_pictures_were_all_lost_are_judged_after_all() -> None:
+    past = [PastTrial(n, {"a": n % 12, "b": n // 12}) for n in range(64)]
+    played = play(made(past, trials=64), 0, Hill(0), past)
+    assert set(played.settings) == set(range(64))
+    assert {instance for _, instance in played.pairs[:64]} == set(range(INSTANCES))
+    assert complete(played, past)
+
+
+def test_what_another_strategy_left_does_not_silence_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_spaces.strategies.modelled.MOST_WAITING", 32)
+    hill = Hill(2)
+    cells = [{"a": a, "b": b} for a in range(12) for b in range(0, 12, 3)]
+    past = [PastTrial(n, cell, {0: hill(cell, 0)}, dealt_by={0: "halving"}) for n, cell in enumerate(cells)]
+    played = play(made(past, trials=12), 0, hill, past)
+    assert any(settings not in cells for settings in played.settings.values())
+
+
+@schedules
+def test_who_lost_a_picture_is_not_held_to_be_the_best(seed: int) -> None:
+    hill, star = Hill(seed), {"a": 5, "b": 5}
+
+    def judgement(settings: Settings, instance: int) -> Outcome:
+        if settings == star and instance == 3:
+            return Failed("lost", "a machine went away")
+        return Scored({"clip_score": 40 * (settings == star) + clip_score_of(hill(settings, instance))})
+
+    others = [
+        trial for trial in complete(play(made(enqueue=[star]), seed, judgement)) if trial.settings != star
+    ]
+    assert len(others) > 10, "they race on, for none but them can win"
+    assert hill.highest - hill.height(max(others, key=total).settings) < 3
+
+
+def clip_score_of(outcome: Outcome) -> float:
+    assert isinstance(outcome, Scored)
+    return outcome.scores["clip_score"]
+
+
+def test_of_many_outcomes_those_of_the_best_are_learnt_from_in_any_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("search_spaces.strategies.modelled.MOST_OUTCOMES", 100)
+    for seed in range(2):
+        past = play(made(trials=120), seed, Hill(seed)).past()
+        assert sum(len(trial.outcomes) for trial in past) > 200
+        assert list(made(past, trials=120).ask(100)) == []
