@@ -257,9 +257,8 @@ class ModelledSampler:
             each.awaited and self._worth.get(p, (0, 0))[0] > 0 for p, each in enumerate(self._entries)
         )
         rest = new + begun if may_begin and hopes else new  # where nobody else may be the best, what is new
-        known = [place for place in rest if place in self._worth]
-        if known:
-            return max(known, key=lambda place: self._worth[place][1])
+        if rest:
+            return max(rest, key=lambda place: self._upper.get(place, -math.inf))
         if self._awaits:  # what is under way may be worth more than what is left
             return None
         return baseline

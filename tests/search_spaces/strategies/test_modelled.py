@@ -264,3 +264,14 @@ def test_of_many_outcomes_those_of_the_best_are_learnt_from_in_any_session(
         past = play(made(trials=120), seed, Hill(seed)).past()
         assert sum(len(trial.outcomes) for trial in past) > 200
         assert list(made(past, trials=120).ask(100)) == []
+
+
+def test_who_is_not_learnt_from_is_begun_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search_spaces.strategies.modelled.MOST_OUTCOMES", 100)
+    hill, axes = Hill(0), space(a=list(range(8)), b=list(range(8)))
+    past = [
+        PastTrial(n, cell, {i: hill(cell, i) for i in range(8)}, dealt_by=dict.fromkeys(range(8), "halving"))
+        for n, cell in enumerate(axes.cell(index) for index in range(40))
+    ]
+    played = play(made(past, trials=ALL, axes=axes), 0, hill, past)
+    assert len(played.settings) == 64
