@@ -11,7 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import optuna
@@ -116,6 +116,7 @@ class ModelledSampler:
         self._places: dict[str, int] = {}
         self._numbers: dict[int, int] = {}
         self._past = {judge.candidate(trial.settings): trial for trial in past}
+        self._decided = set[str]()
         self._next_number = max((trial.number for trial in past), default=-1) + 1
         self._cannot_run: list[dict[str, Value]] = []
         self._queue: deque[Assignment] = deque()
@@ -174,25 +175,29 @@ class ModelledSampler:
         wanted = {trial.number for trial in there if self._judge.candidate(trial.settings) in first}
         for number in sorted(gone_on_with(there, self._instances, self._budget, wanted)):
             self._begin(self._entries[self._numbers[number]])
+        # What has left the space and is decided is nothing to propose: nor would a later session know that it was.
+        left = {each: trial for each, trial in self._past.items() if each not in self._places}
+        self._decided = {each for each, trial in left.items() if not self._is_open(self._entry(trial))}
 
     def _propose(self, settings: Settings) -> bool:
         """Take settings among the proposals; False where they cannot run or are there."""
         if self._judge.obstacle(settings) is not None:
             return False
         candidate = self._judge.candidate(settings)
-        if candidate in self._places:
+        if candidate in self._places or candidate in self._decided:
             return False
         entry, past = _Entry(settings), self._past.get(candidate)
         if past is not None:
-            entry.number = past.number
-            entry.outcomes = {i: outcome for i, outcome in past.outcomes.items() if i < self._instances}
+            entry = replace(self._entry(past), settings=settings)
             self._numbers[past.number] = len(self._entries)
             self._heard += len(entry.outcomes)
-            if not self._is_open(entry):  # nothing of it is left to deal
-                self._begin(entry)
         self._places[candidate] = len(self._entries)
         self._entries.append(entry)
         return True
+
+    def _entry(self, past: PastTrial) -> _Entry:
+        outcomes = {i: outcome for i, outcome in past.outcomes.items() if i < self._instances}
+        return _Entry(past.settings, past.number, outcomes)
 
     def _begin(self, entry: _Entry) -> None:
         """Count settings among the trials, once."""

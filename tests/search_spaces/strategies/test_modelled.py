@@ -275,3 +275,20 @@ def test_who_is_not_learnt_from_is_begun_too(monkeypatch: pytest.MonkeyPatch) ->
     ]
     played = play(made(past, trials=ALL, axes=axes), 0, hill, past)
     assert len(played.settings) == 64
+
+
+def test_who_has_left_the_lattice_and_is_complete_counts_for_nothing() -> None:
+    hill = Hill(0)
+
+    class Rounds(Judge):
+        def candidate(self, swept: Settings) -> str:
+            return super().candidate({name: round(float(str(value))) for name, value in swept.items()})
+
+    axes, judge = space(a=list(range(8)), b=list(range(8))), Rounds({}, UNKNOWN)
+    past = [
+        PastTrial(n, cell, {i: hill(cell, i) for i in range(INSTANCES)})
+        for n, cell in enumerate({"a": a + 0.25, "b": 3} for a in range(8))
+    ]
+    played = play(made(past, trials=ALL, axes=axes, judge=judge), 0, hill, past)
+    assert len(played.settings) == 56
+    assert list(made(played.past(before=past), ALL, axes, judge).ask(100)) == []
