@@ -7,8 +7,8 @@ BIN = .venv/bin
 demo: .venv/installed  ## run the main study on the bundled model and say where the results are
 	$(BIN)/latentsweep run studies/cat-to-dragon.yaml
 
-test: .venv/installed-dev  ## all tests: no network, no GPU
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## all tests, in two processes of one thread each: no network, no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: .venv/installed-dev  ## servers that are started, killed and come back; minutes, and skipped aloud where one is not there
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgresql]'
