@@ -1,4 +1,4 @@
-"""Two processes share the tests (`-n 2 --dist loadgroup`): one takes those of the orchestrator, the other the rest."""
+"""Two processes share the tests (`-n 2 --dist loadgroup`): one takes the orchestrator's, the other the rest."""
 
 from pathlib import Path
 
