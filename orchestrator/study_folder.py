@@ -138,37 +138,29 @@ class StudyFolder:
         Raises InputError, naming the owner, where another run holds it, also one on another host where the
         folder's filesystem is shared and has locks.
         """
-        with self._held("lock") as owner:
-            if owner is not None:
-                raise InputError(
-                    f"the study in {self.path} is being run by {owner}; wait for it, or give this one another name"
-                )
+        with self._held("lock", "run", "wait for it, or give this one another name"):
             yield
 
     @contextmanager
     def told_to_comet(self) -> Iterator[None]:
         """Be the only one that tells Comet of the study, as `locked`. Raises InputError, naming who does."""
-        with self._held("comet.lock") as owner:
-            if owner is not None:
-                raise InputError(
-                    f"the study in {self.path} is being told to Comet by {owner}; wait for its end"
-                )
+        with self._held("comet.lock", "told to Comet", "wait for its end"):
             yield
 
     @contextmanager
-    def _held(self, name: str) -> Iterator[str | None]:
-        """Hold a lock: None, or who holds it instead."""
+    def _held(self, name: str, deed: str, advice: str) -> Iterator[None]:
+        """Hold a lock. Raises InputError, naming who does the deed instead, with the advice."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / name).open("a+") as lock:
             if not self._take(lock):
                 lock.seek(0)
-                yield lock.read().strip() or "another process"
-                return
+                owner = lock.read().strip() or "another process"
+                raise InputError(f"the study in {self.path} is being {deed} by {owner}; {advice}")
             lock.truncate(0)
             since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
             lock.flush()
-            yield None
+            yield
 
     def _take(self, lock: TextIO) -> bool:
         """Whether the lock could be had: those who only look whether it is held give it back in a moment.

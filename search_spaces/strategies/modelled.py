@@ -24,7 +24,7 @@ from search_spaces.space import Judge, Space
 from search_spaces.strategies import Assignment, PastTrial, Report
 from search_spaces.strategies.optuna_sampler import CELLS_SEARCHED, gone_on_with
 from search_spaces.strategies.racing import mean
-from search_spaces.strategies.samplers import Axis
+from search_spaces.strategies.samplers import Axes
 from search_spaces.strategies.surrogate import Outcomes, Surrogate, draws
 
 FEWEST = 64
@@ -109,8 +109,7 @@ class ModelledSampler:
         self._objective, self._sign = objective, 1 if direction == "maximize" else -1
         self._budget, self._sampler = trials, sampler
         self._stages = [*(end for end in STAGES if end < instances), instances]
-        self._axes = {name: Axis(domain) for name, domain in space.axes.items()}
-        self._distributions = {name: axis.distribution for name, axis in self._axes.items()}
+        self._axes = Axes(space)
         self._random = random.Random(seed + len(past))
         self._entries: list[_Entry] = []
         self._places: dict[str, int] = {}
@@ -169,7 +168,7 @@ class ModelledSampler:
             self._propose(settings)
         self._first = len(self._entries)
         for trial in past:
-            if self._fits(trial.settings):
+            if self._axes.params(trial.settings) is not None:
                 self._propose(trial.settings)
         there = [self._past[candidate] for candidate in self._places if candidate in self._past]
         wanted = {trial.number for trial in there if self._judge.candidate(trial.settings) in first}
@@ -208,8 +207,8 @@ class ModelledSampler:
         """So many new proposals of the sampler's, or one at random where it repeats itself."""
         found = repeats = 0
         while found < many and repeats < REPEATS and not self._exhausted:
-            params = self._study.ask(self._distributions).params
-            settings = {name: axis.value(params[name]) for name, axis in self._axes.items()}
+            params = self._study.ask(self._axes.distributions).params
+            settings = self._axes.settings(params)
             if self._propose(settings):
                 found, repeats = found + 1, 0
             else:
@@ -220,19 +219,6 @@ class ModelledSampler:
             start, cells = self._random.randrange(self._size), min(self._size, CELLS_SEARCHED)
             untried = (self._space.cell((start + offset) % self._size) for offset in range(cells))
             self._exhausted = not any(self._propose(cell) for cell in untried)
-
-    def _fits(self, settings: Settings) -> bool:
-        """Whether the sampler can represent settings."""
-        try:
-            self._params(settings)
-        except ValueError:
-            return False
-        return True
-
-    def _params(self, settings: Settings) -> dict[str, Value]:
-        if set(settings) != set(self._axes):
-            raise ValueError("other axes than the space's")
-        return {name: axis.param(settings[name]) for name, axis in self._axes.items()}
 
     # What is dealt
 
@@ -408,22 +394,23 @@ class ModelledSampler:
     def _taught(self, means: dict[int, float]) -> optuna.Study:
         """A study in which the sampler has heard what is expected of everything proposed."""
         study = optuna.create_study(direction="maximize", sampler=self._sampler)
-        told = [
-            (self._params(e.settings), means[p])
-            for p, e in enumerate(self._entries)
-            if p in means and self._fits(e.settings)
+        params_of = [self._axes.params(each.settings) for each in self._entries]
+        for place, params in enumerate(params_of):
+            if params is not None and place in means:
+                study.add_trial(
+                    optuna.create_trial(
+                        params=params, distributions=self._axes.distributions, value=means[place]
+                    )
+                )
+        barred = [
+            p for p, each in zip(params_of, self._entries, strict=True) if p is not None and each.infeasible
         ]
-        for params, value in told:
-            study.add_trial(
-                optuna.create_trial(params=params, distributions=self._distributions, value=value)
-            )
-        barred = [self._params(e.settings) for e in self._entries if e.infeasible and self._fits(e.settings)]
         for params in [*self._cannot_run, *barred]:
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.PRUNED,
                     params=params,
-                    distributions=self._distributions,
+                    distributions=self._axes.distributions,
                     constraints={"can run": math.inf},
                 )
             )

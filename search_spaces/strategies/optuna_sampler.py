@@ -11,11 +11,11 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler
 from optuna.trial import TrialState
 
 from search_spaces.objectives import Constraint, Direction
-from search_spaces.requests import Failed, Outcome, Scored, Settings, Trial, Value
+from search_spaces.requests import Failed, Outcome, Scored, Settings, Trial
 from search_spaces.space import Judge, Space
 from search_spaces.strategies import Assignment, PastTrial, Report
 from search_spaces.strategies.racing import has_lost, mean, stages
-from search_spaces.strategies.samplers import Axis
+from search_spaces.strategies.samplers import Axes
 from search_spaces.study_file import OWN_STRATEGIES
 
 REPEATS_BEFORE_CHANCE = 50
@@ -131,8 +131,7 @@ class OptunaSampler:
         self._objectives, self._constraints = dict(objectives), tuple(constraints)
         self._racing = racing and len(self._objectives) == 1
         self._stages = stages(instances) if self._racing else (instances,)
-        self._axes = {name: Axis(domain) for name, domain in space.axes.items()}
-        self._distributions = {name: axis.distribution for name, axis in self._axes.items()}
+        self._axes = Axes(space)
         self._random = random.Random(seed + len(past))
         self._study = optuna.create_study(directions=list(self._objectives.values()), sampler=sampler)
         self._queue: deque[Assignment] = deque()
@@ -184,8 +183,8 @@ class OptunaSampler:
                 return True
         fits = isinstance(self._study.sampler, GPSampler)
         for _ in range(REPEATS_OF_A_MODEL if fits else REPEATS_BEFORE_CHANCE):
-            suggestion = self._study.ask(self._distributions)
-            settings = {name: axis.value(suggestion.params[name]) for name, axis in self._axes.items()}
+            suggestion = self._study.ask(self._axes.distributions)
+            settings = self._axes.settings(suggestion.params)
             if self._is_open(settings):
                 self._take_up(self._course(settings), suggestion)
             else:
@@ -226,10 +225,11 @@ class OptunaSampler:
 
     def _suggested(self, settings: Settings) -> optuna.Trial | None:
         """Settings as if the sampler had suggested them; None where it cannot represent them."""
-        if not self._fits(settings):
+        params = self._axes.params(settings)
+        if params is None:
             return None
-        self._study.enqueue_trial(self._params(settings))
-        return self._study.ask(self._distributions)
+        self._study.enqueue_trial(params)
+        return self._study.ask(self._axes.distributions)
 
     def _take_up(self, course: _Course, suggestion: optuna.Trial | None) -> None:
         """Decide a trial that its outcomes decide already, else make it ready for its next stage."""
@@ -396,7 +396,9 @@ class OptunaSampler:
             trial
             for trial in past
             if trial.number in wanted
-            or (self._fits(trial.settings) and self._judge.obstacle(trial.settings) is None)
+            or (
+                self._axes.params(trial.settings) is not None and self._judge.obstacle(trial.settings) is None
+            )
         ]
         chosen = gone_on_with(there, self._instances, self._budget, wanted)
         sampler = self._study.sampler
@@ -423,10 +425,7 @@ class OptunaSampler:
         """
         size = self._space.size
         if size is None:
-            drawn = (
-                {name: axis.drawn(self._random) for name, axis in self._axes.items()}
-                for _ in range(self._draws)
-            )
+            drawn = (self._axes.drawn(self._random) for _ in range(self._draws))
             found = next(filter(self._is_open, drawn), None)
             self._draws = DRAWS if found is not None else self._draws // 10
             return found
@@ -436,17 +435,3 @@ class OptunaSampler:
             if self._is_open(cell):
                 return cell
         return None
-
-    def _fits(self, settings: Settings) -> bool:
-        """Whether the sampler can represent settings."""
-        try:
-            self._params(settings)
-        except ValueError:
-            return False
-        return True
-
-    def _params(self, settings: Settings) -> dict[str, Value]:
-        """A sampler's parameters for settings; ValueError where one is outside the space."""
-        if set(settings) != set(self._axes):
-            raise ValueError("other axes than the space's")
-        return {name: axis.param(settings[name]) for name, axis in self._axes.items()}

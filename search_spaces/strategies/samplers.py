@@ -34,7 +34,7 @@ from optuna.trial import TrialState
 
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
-from search_spaces.requests import Value
+from search_spaces.requests import Settings, Value
 from search_spaces.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -328,6 +328,31 @@ class Axis:
         if not inside:
             raise ValueError(f"{value!r} is not in the domain")
         return self._positions.get(_typed(value), value)
+
+
+class Axes:
+    """A space's axes as the sampler sees them."""
+
+    def __init__(self, space: Space) -> None:
+        self._axes = {name: Axis(domain) for name, domain in space.axes.items()}
+        self.distributions = {name: axis.distribution for name, axis in self._axes.items()}
+
+    def settings(self, params: Mapping[str, Value]) -> Settings:
+        """What a sampler's parameters stand for."""
+        return {name: axis.value(params[name]) for name, axis in self._axes.items()}
+
+    def params(self, settings: Settings) -> dict[str, Value] | None:
+        """The sampler's parameters for settings; None where it cannot represent them."""
+        if set(settings) != set(self._axes):
+            return None
+        try:
+            return {name: axis.param(settings[name]) for name, axis in self._axes.items()}
+        except ValueError:
+            return None
+
+    def drawn(self, chance: random.Random) -> Settings:
+        """Settings at random, as `Axis.drawn`."""
+        return {name: axis.drawn(chance) for name, axis in self._axes.items()}
 
 
 def _typed(value: Value) -> tuple[bool, Value]:
