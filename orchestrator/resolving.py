@@ -53,7 +53,8 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
         raise InputError(f"--root {root} is a file; name a folder")
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
-    inputs, images = _read_inputs(spec, path, locate(spec, path, folder, pinned))
+    remarks: list[str] = []
+    inputs, images = _read_inputs(spec, path, locate(spec, path, folder, pinned), remarks.append)
     if spec.dtype != "auto":
         dtype = spec.dtype
     elif pinned is not None:
@@ -91,8 +92,8 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     _check_preservation(study, images, path)
     _check_calls(study, path)
     _check_race(study, path)
-    warnings = (*_stretched(study, images), *_idle_rules(study), *_short_of_time(study, root))
-    return Resolved(study, path.read_text(encoding="utf-8"), images, warnings)
+    warnings = (*remarks, *_stretched(study, images), *_idle_rules(study), *_short_of_time(study, root))
+    return Resolved(study, study_file.read(path), images, warnings)
 
 
 def check_writable(root: str) -> None:
@@ -232,7 +233,7 @@ def check_local_inputs(spec: StudySpec, path: Path) -> None:
 
 
 def _read_inputs(
-    spec: StudySpec, path: Path, located: Mapping[Slot, Located]
+    spec: StudySpec, path: Path, located: Mapping[Slot, Located], tell: Callable[[str], None]
 ) -> tuple[list[PinnedInput], dict[str, Image.Image]]:
     """A study file's inputs, and their images and masks by pixel hash. Raises InputError."""
     inputs: list[PinnedInput] = []
@@ -240,8 +241,8 @@ def _read_inputs(
     for number, item in enumerate(spec.inputs):
         key = f"{path}: inputs[{number}]"
         found, masked = located.get((number, "image")), located.get((number, "mask"))
-        image = read_image(found.path, f"{key}.image") if found else None
-        mask = read_mask(masked.path, f"{key}.mask", image.size) if masked and image else None
+        image = read_image(found.path, f"{key}.image", tell) if found else None
+        mask = read_mask(masked.path, f"{key}.mask", image.size, tell) if masked and image else None
         pinned = PinnedInput(
             prompt=item.prompt,
             score_text=item.score_text or item.prompt,

@@ -18,7 +18,9 @@ import yaml
 from search_spaces import study_file
 from search_spaces.artifacts import parse_artifact_file
 from search_spaces.errors import InputError
+from search_spaces.plain_files import open_plain
 from search_spaces.study_file import StudySpec
+from workers.inputs import MOST_BYTES as MOST_INPUT_BYTES
 
 MOST_BYTES = 100_000_000
 """Of code and input files together; the toyworld model in it takes 8 MB. Ray holds a package in the head's memory."""
@@ -90,7 +92,7 @@ def _bring_study(spec: StudySpec, path: Path, folder: Path) -> str:
 
     Inputs that lie elsewhere are brought into `inputs/`, and the file then says so, at the cost of its comments.
     """
-    document = study_file.document(path.read_text(encoding="utf-8"), str(path))
+    document = study_file.document(study_file.read(path), str(path))
     moved = False
     for number, item in enumerate(spec.inputs):
         for key, name in (("image", item.image), ("mask", item.mask)):
@@ -124,7 +126,8 @@ def _bring_module(strategy: str, beside: Path, folder: Path) -> None:
 def _copy(source: Path, target: Path, what: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copyfile(source, target)
+        with open_plain(source, MOST_INPUT_BYTES) as picture, target.open("wb") as copy:
+            shutil.copyfileobj(picture, copy)
     except OSError as error:
         raise InputError(f"{what}: {source} cannot be read ({error.strerror})") from None
 

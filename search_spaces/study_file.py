@@ -1,5 +1,6 @@
 """The study file: YAML text → `StudySpec`. The only parser, and the only place with defaults."""
 
+import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from search_spaces.domains import Choices, Domain, FloatRange, IntRange
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.models import REGISTRY, Task, Trust
 from search_spaces.objectives import CLIP_SCORE, PRESERVATION, SCORES, Constraint, parse_constraint
+from search_spaces.plain_files import read_plain
 from search_spaces.requests import Value, canonical
 
 
@@ -55,6 +57,9 @@ KEYWORDS: Mapping[str, _Keyword] = {
     "height": _Keyword(kind="int", low=8, high=16384, meaning="pixels"),
 }
 
+
+MOST_BYTES = 4_000_000
+"""Of a study file; the longest lists that it may hold take less than half of that."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """A study's name, which is that of its folder too."""
@@ -758,17 +763,21 @@ def parse(text: str, source: str) -> StudySpec:
         raise InputError(f"{source}: {_sentence(first)}") from None
 
 
-def load(path: Path) -> StudySpec:
-    """Read and parse a study file. Raises InputError."""
+def read(path: Path) -> str:
+    """A study file's text. Raises InputError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(read_plain(path, MOST_BYTES)), encoding="utf-8").read()
     except FileNotFoundError:
         raise InputError(f"there is no study file {path}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text; a study file is YAML") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    return parse(text, str(path))
+
+
+def load(path: Path) -> StudySpec:
+    """Read and parse a study file. Raises InputError."""
+    return parse(read(path), str(path))
 
 
 def json_schema() -> dict[str, Any]:

@@ -493,3 +493,14 @@ def test_a_root_that_cannot_be_written(path: Path, capsys: pytest.CaptureFixture
     assert "--root /proc/nowhere cannot be written: " in complaint(
         capsys, "run", str(path), "--root", "/proc/nowhere"
     )
+
+
+def test_plan_says_what_of_the_inputs_is_not_used(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    white = Image.new("RGBA", Image.open(path.parent / "cat-mask.png").size, "white")
+    white.putalpha(Image.open(path.parent / "cat-mask.png").convert("L"))
+    white.save(path.parent / "cat-mask.png")
+    assert cli.main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "note: " in out
+    assert "inputs[0].mask: the mask" in out
+    assert "is painted on a transparent layer: what is opaque is redrawn" in out

@@ -19,6 +19,7 @@ from search_spaces.models import REGISTRY
 from search_spaces.objectives import parse_constraint
 from search_spaces.study_file import KEYWORDS, StudySpec, json_schema, load, parse
 from tests.search_spaces.examples import law
+from tests.unending_files import unending
 
 EXAMPLE = Path(__file__).parents[2] / "studies" / "cat-to-dragon.yaml"
 
@@ -513,6 +514,13 @@ def test_bad_files(tmp_path: Path, make: Callable[[Path], object], words: str) -
     assert words in sentence
     assert str(path) in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "loop", "huge"])
+def test_what_could_be_waited_for_or_never_ends_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    with unending(tmp_path, kind) as (path, words), pytest.raises(InputError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path} cannot be read: {words}")
 
 
 # Whatever is written: a spec or a sentence

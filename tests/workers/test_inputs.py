@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from search_spaces.errors import InputError
+from tests.unending_files import unending
 from tests.workers.helpers import farthest, refusal
 from workers.inputs import MOST_PIXELS, pixel_hash, read_image, read_mask
 
@@ -136,10 +138,11 @@ def test_a_file_below_a_file_and_a_name_too_long_are_refused(tmp_path: Path) -> 
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, **_: object) -> Image.Image:  # root may read everything, so it is played
+    def refuse(path: Path, flags: int) -> int:  # root may read everything, so it is played
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(Image, "open", refuse)
+    noise().save(tmp_path / "a.png")
+    monkeypatch.setattr(os, "open", refuse)
     with refusal(f"{KEY}: {tmp_path / 'a.png'} cannot be read (Permission denied)"):
         read_image(tmp_path / "a.png", KEY)
 
@@ -278,3 +281,191 @@ def test_what_pillow_would_hand_to_another_program_is_refused(tmp_path: Path) ->
         assert image.format == "EPS", "Pillow itself would take it"
     with refusal(KEY, str(tmp_path / "a.png"), "not an image", "PNG or JPEG"):
         read_image(tmp_path / "a.png", KEY)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "loop", "huge"])
+def test_what_could_be_waited_for_or_never_ends_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    with unending(tmp_path, kind) as (path, words):
+        with refusal(KEY, str(path), words):
+            read_image(path, KEY)
+        with refusal(KEY, str(path), words):
+            read_mask(path, KEY, (8, 8))
+
+
+# What a picture holds besides its pixels
+
+
+SHAPE = np.zeros((8, 8), dtype="uint8")
+SHAPE[2:5, 3:7] = 255
+
+
+def layers(path: Path, colour: object, alpha: object) -> Path:
+    """An RGBA picture of colours (8 × 8 × 3, or one for all) and an alpha (8 × 8, or one for all)."""
+    pixels = np.zeros((8, 8, 4), dtype="uint8")
+    pixels[..., :3], pixels[..., 3] = colour, alpha
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def mask_of(path: Path) -> tuple[Image.Image, list[str]]:
+    told: list[str] = []
+    return read_mask(path, KEY, (8, 8), told.append), told
+
+
+def image_of(path: Path) -> tuple[Image.Image, list[str]]:
+    told: list[str] = []
+    return read_image(path, KEY, told.append), told
+
+
+SOFT = SHAPE // 2 + np.roll(SHAPE, 1, axis=1) // 2
+"""A shape with soft edges, as brushes paint it."""
+
+
+@pytest.mark.parametrize("shape", [SHAPE, SOFT])
+@pytest.mark.parametrize("colour", [255, (250, 240, 255), (0, 255, 0)])
+def test_a_shape_painted_bright_on_a_transparent_layer_is_its_alpha(
+    tmp_path: Path, shape: np.ndarray, colour: object
+) -> None:
+    mask, told = mask_of(layers(tmp_path / "mask.png", colour, shape))
+    assert mask.tobytes() == shape.tobytes()
+    assert ["painted on a transparent layer" in line for line in told] == [True]
+
+
+def test_what_lies_beneath_a_transparent_layer_decides_nothing(tmp_path: Path) -> None:
+    """Programs write black, white or what was there before."""
+    hidden = np.where(SHAPE[..., None] > 0, 255, np.asarray(noise(8, 8)))
+    for name, colour in (("black.png", SHAPE[..., None]), ("noise.png", hidden)):
+        mask, _ = mask_of(layers(tmp_path / name, colour, SHAPE))
+        assert mask.tobytes() == SHAPE.tobytes()
+
+
+def test_a_grey_palette_or_one_transparent_colour_is_an_alpha_too(tmp_path: Path) -> None:
+    Image.merge("LA", (Image.new("L", (8, 8), 255), Image.fromarray(SHAPE))).save(tmp_path / "la.png")
+    palette = Image.fromarray(SHAPE // 255)
+    palette = palette.convert("P")
+    palette.putpalette([255, 255, 255] * 2)
+    palette.save(tmp_path / "p.png", transparency=bytes([0, 255]))
+    deep = Image.fromarray(np.where(SHAPE, 65535, 65534).astype("uint16"))
+    deep.save(tmp_path / "deep.png", transparency=65534)
+    for name in ("la.png", "p.png", "deep.png"):
+        mask, told = mask_of(tmp_path / name)
+        assert mask.tobytes() == SHAPE.tobytes(), name
+        assert len(told) == 1
+
+
+def test_a_mask_whose_transparency_may_mean_two_things_is_refused(tmp_path: Path) -> None:
+    halves = np.zeros((8, 8, 1), dtype="uint8")
+    halves[:4] = 255
+    for colour, alpha, words in (
+        (halves, SHAPE, "has transparent pixels, and more than one colour; flatten it"),
+        (
+            np.asarray(noise(8, 8)),
+            255 - SHAPE,
+            "has transparent pixels, and more than one colour; flatten it",
+        ),
+        (0, SHAPE, "is painted dark on a transparent layer"),
+        (255, 0, "is transparent everywhere"),
+        (halves, 100, "flatten it"),
+    ):
+        layers(tmp_path / "mask.png", colour, alpha)
+        with refusal(KEY, str(tmp_path / "mask.png"), words):
+            mask_of(tmp_path / "mask.png")
+
+
+def test_a_transparency_that_changes_nothing_leaves_a_mask_as_it_is(tmp_path: Path) -> None:
+    for alpha in (255, np.where(SHAPE > 0, 255, 254), 250):
+        mask, told = mask_of(layers(tmp_path / "mask.png", SHAPE[..., None], alpha))
+        assert mask.tobytes() == SHAPE.tobytes()
+        assert not told
+
+
+def test_a_mask_that_covers_everything_or_looks_like_a_photo_is_said(tmp_path: Path) -> None:
+    told = {}
+    for name, pixels in (
+        ("everything", np.full((8, 8), 255, dtype="uint8")),
+        ("photo", np.asarray(noise(8, 8))),
+        ("greys", np.asarray(noise(8, 8).convert("L"))),
+        ("mask", SHAPE),
+        ("soft", SOFT),
+    ):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        told[name] = mask_of(tmp_path / f"{name}.png")[1]
+    assert ["covers everything" in line for line in told["everything"]] == [True]
+    assert ["colours" in line and "as a photo has" in line for line in told["photo"]] == [True]
+    assert ["greys" in line and "as a photo has" in line for line in told["greys"]] == [True]
+    assert not told["mask"]
+    assert not told["soft"]
+
+
+def test_the_transparent_pixels_of_an_image_keep_their_colours_and_are_said(tmp_path: Path) -> None:
+    colours = np.asarray(noise(8, 8))
+    for alpha, said in ((255, []), (255 - SHAPE, ["has transparent pixels (19% of it)"])):
+        read, told = image_of(layers(tmp_path / "cat.png", colours, alpha))
+        assert read.tobytes() == colours.tobytes()
+        assert len(told) == len(said)
+        assert all(words in line for words, line in zip(said, told, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_further_frames_are_said(tmp_path: Path, kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    noise().save(tmp_path / "a", kind, save_all=True, append_images=[noise(seed=1)], **options)
+    read, told = image_of(tmp_path / "a")
+    assert ["several frames or pages, of which the first is used" in line for line in told] == [True]
+    assert kind == "GIF" or read.tobytes() == noise().tobytes()
+    noise().save(tmp_path / "b", kind, **options)
+    assert not image_of(tmp_path / "b")[1]
+
+
+def test_the_previews_of_a_photo_are_no_frames(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[noise(seed=1)])
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.format == "MPO"
+    assert not image_of(tmp_path / "a.jpg")[1]
+
+
+def profile(gamma: float) -> bytes:
+    """sRGB's colour profile as littlecms makes it, but that the numbers' meaning follows `gamma`."""
+    made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    places = [struct.unpack_from(">4sII", made, 132 + 12 * number) for number in range(made[131])]
+    for tag, start, _ in places:
+        if tag in (b"rTRC", b"gTRC", b"bTRC"):  # a curve of one number is a gamma, in 1/256
+            struct.pack_into(">4sIIH", made, start, b"curv", 0, 1, round(gamma * 256))
+    return bytes(made)
+
+
+def test_a_colour_profile_is_said_where_the_colours_would_look_otherwise(tmp_path: Path) -> None:
+    for embedded, words in (
+        (profile(2.2), None),
+        (profile(1.0), "has the colour profile 'sRGB built-in', and its numbers are taken as sRGB"),
+        (b"no profile", "has the colour profile that cannot be read"),
+    ):
+        for mode in ("RGB", "RGBA", "P"):
+            noise().convert(mode).save(tmp_path / "a.png", icc_profile=embedded)
+            told = image_of(tmp_path / "a.png")[1]
+            assert len(told) == (words is not None)
+            assert all(words is not None and words in line for line in told)
+
+
+def test_the_inks_of_a_print_and_another_gamma_are_said(tmp_path: Path) -> None:
+    noise().convert("CMYK").save(tmp_path / "a.jpg")
+    assert ["(CMYK)" in line for line in image_of(tmp_path / "a.jpg")[1]] == [True]
+    for gamma, said in ((1.0, True), (1 / 2.2, False)):
+        info = PngInfo()
+        info.add(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+        noise().save(tmp_path / "a.png", pnginfo=info)
+        assert [f"gamma {gamma:.3g}" in line for line in image_of(tmp_path / "a.png")[1]] == [True] * said
+
+
+IMAGE_NAME, MASK_NAME = "aaa92cc01f2c9adf4fbaca5ae8197557", "0e318e7c0c018454ea1226cd916cfea6"
+
+
+def test_what_was_read_right_keeps_its_name(tmp_path: Path) -> None:
+    """The hashes under which earlier versions stored pictures of these inputs."""
+    halves = Image.fromarray(SHAPE)
+    halves.save(tmp_path / "mask.png")
+    noise(8, 8).save(tmp_path / "image.png")
+    layers(tmp_path / "opaque.png", SHAPE[..., None], 255)
+    assert pixel_hash(read_image(tmp_path / "image.png", KEY)) == pixel_hash(noise(8, 8)) == IMAGE_NAME
+    for name in ("mask.png", "opaque.png"):
+        assert pixel_hash(read_mask(tmp_path / name, KEY, (8, 8))) == MASK_NAME

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from search_spaces.plain_files import read_plain
+
 KEY_VARIABLE = "COMET_API_KEY"
+
+MOST_BYTES = 1_000_000
+"""Of a file where a key may be."""
 
 
 def api_key_problem(environ: Mapping[str, str]) -> str | None:
@@ -47,5 +52,5 @@ def may_have_key(environ: Mapping[str, str], folder: Path, home: Path) -> bool:
 
 def _text(path: Path) -> str:
     with suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8")
+        return read_plain(path, MOST_BYTES).decode()
     return ""
