@@ -496,8 +496,10 @@ def test_a_root_that_cannot_be_written(path: Path, capsys: pytest.CaptureFixture
 
 
 def test_plan_says_what_of_the_inputs_is_not_used(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    white = Image.new("RGBA", Image.open(path.parent / "cat-mask.png").size, "white")
-    white.putalpha(Image.open(path.parent / "cat-mask.png").convert("L"))
+    with Image.open(path.parent / "cat-mask.png") as mask:
+        shape = mask.convert("L")
+    white = Image.new("RGBA", shape.size, "white")
+    white.putalpha(shape)
     white.save(path.parent / "cat-mask.png")
     assert cli.main(["plan", str(path)]) == 0
     out = capsys.readouterr().out
