@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from search_spaces import study_file
 from search_spaces.artifacts import parse_artifact_file
 from search_spaces.errors import InputError
@@ -106,8 +104,7 @@ def _bring_study(spec: StudySpec, path: Path, folder: Path) -> str:
     _bring_module(spec.search.strategy, path.parent, folder)
     target = folder / "study.yaml"
     if moved:
-        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-        target.write_text(text, encoding="utf-8")
+        target.write_text(study_file.dump(document), encoding="utf-8")
         study_file.load(target)
     else:
         shutil.copyfile(path, target)

@@ -686,6 +686,32 @@ for _kind, (_pattern, _) in _SCALARS.items():
         _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that a reader of YAML 1.1 or 1.2 would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Write out what comes twice: no alias is read back."""
+        return True
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """A text; Unicode's own line breaks as escapes, since PyYAML's single quotes do not keep them."""
+    style = '"' if any(each in text for each in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(_TAG + "str", text, style)
+
+
+_Dumper.add_representer(str, _text_node)
+for _kind, (_pattern, _) in _SCALARS.items():
+    if _kind != "str":
+        _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), None)
+
+
+def dump(document: Mapping[str, object]) -> str:
+    """Plain data as the YAML text that `document` reads back as the same, and PyYAML's own loader too."""
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
 def _plain(node: yaml.Node, seen: set[int]) -> object:
     """A YAML node as plain data. Raises InputError for what a study file has no use for.
 

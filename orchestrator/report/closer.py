@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from orchestrator.report.results import Results
 from orchestrator.report.statistics import ranking
 from search_spaces import study_file
@@ -30,7 +28,12 @@ def closer_study(study: Study, text: str, results: Results, inputs: Path, folder
     for item, pinned in zip(document["inputs"], study.inputs, strict=True):
         for key, name in (("image", pinned.image), ("mask", pinned.mask)):
             if name is not None:
-                item[key] = os.path.relpath(inputs / f"{name}.png", folder)
+                item[key] = os.path.relpath((inputs / f"{name}.png").resolve(), folder.resolve())
+    for key, location in (("model", study.model.location), ("clip_model", study.scorer.location)):
+        if (
+            key in document and Path(location).is_absolute()
+        ):  # a folder may be named from where the study file lies
+            document[key] = location
     document["space"] = {name: values for name, values in space.items() if len(values) > 1}
     fixed = {name: values[0] for name, values in space.items() if len(values) == 1}
     document["settings"] = {**document.get("settings", {}), **fixed}
@@ -38,9 +41,7 @@ def closer_study(study: Study, text: str, results: Results, inputs: Path, folder
     validated = document.get("search", {}).get("validate", 0)
     document["search"] = {"strategy": "halving" if races else "grid", "validate": validated}
     document.pop("exclude", None)
-    made = f"# Closer around the best of {study.name}.\n" + yaml.safe_dump(
-        document, sort_keys=False, allow_unicode=True, width=100
-    )
+    made = f"# Closer around the best of {study.name}.\n" + study_file.dump(document)
     try:
         study_file.parse(made, "the closer study file")
     except InputError as error:

@@ -15,6 +15,7 @@ from orchestrator import api, on_cluster, shipment
 from orchestrator.shipment import entrypoint, pack
 from search_spaces import study_file
 from search_spaces.errors import InputError
+from tests.unending_files import unending
 
 STUDY = """\
 study: sent
@@ -83,6 +84,24 @@ def test_inputs_that_lie_elsewhere_are_brought_along(path: Path, tmp_path: Path)
     assert (sent.folder / "study" / str(item.image)).read_bytes() == (elsewhere / "cat.png").read_bytes()
     assert (sent.folder / "study" / str(item.mask)).read_bytes() == (elsewhere / "mask.png").read_bytes()
     assert study_file.load(path).space == study_file.load(sent.folder / sent.file).space
+
+
+def test_texts_that_look_like_numbers_stay_texts_where_the_file_is_written_anew(
+    path: Path, tmp_path: Path
+) -> None:
+    (path.parent / "cat.png").rename(tmp_path / "cat.png")
+    texts = 'negative_prompt: ["", "09", "1e-3", "+.5", "1.5e3", "off"]'
+    path.write_text(STUDY.replace("cat.png", "../cat.png").replace("guidance_scale: [3, 5]", texts))
+    sent = pack(path, tmp_path / "sent")
+    assert study_file.load(path).space == study_file.load(sent.folder / sent.file).space
+
+
+def test_what_never_ends_is_not_sent(path: Path, tmp_path: Path) -> None:
+    (path.parent / "cat.png").unlink()
+    with unending(path.parent, "device") as (device, words):
+        device.rename(path.parent / "cat.png")
+        with pytest.raises(InputError, match=rf"inputs\[0\].image: .*cat.png cannot be read \({words}\)"):
+            pack(path, tmp_path / "sent")
 
 
 def test_a_sampler_of_ones_own_is_brought_along(path: Path, tmp_path: Path) -> None:

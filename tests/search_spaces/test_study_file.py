@@ -13,11 +13,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search_spaces import study_file
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange, contains
 from search_spaces.errors import InputError
 from search_spaces.models import REGISTRY
 from search_spaces.objectives import parse_constraint
-from search_spaces.study_file import KEYWORDS, StudySpec, json_schema, load, parse
+from search_spaces.study_file import KEYWORDS, StudySpec, dump, json_schema, load, parse
 from tests.search_spaces.examples import law
 from tests.unending_files import unending
 
@@ -840,3 +841,51 @@ def test_nothing_is_trusted_unless_named() -> None:
     assert spec.trust == ["pickles", "remote_code"]
     sentence = refusal(yaml.safe_dump({**document(), "trust": ["pickle"]}))
     assert "trust[0]: unknown entry 'pickle'; did you mean 'pickles'" in sentence
+
+
+# Writing
+
+
+TEXTS = st.one_of(
+    st.text(st.characters(codec="utf-8")),
+    st.text("0123456789.+-eE_:xob ~nulNaifyrstOo\"'#&*!%@`[]{},?|>=<\n\t\\\x85\u2028", max_size=8),
+    st.text(" \na0", max_size=300),
+)
+"""Any text, those that look like numbers and the like, and those that are folded."""
+
+PLAIN = st.recursive(
+    st.one_of(TEXTS, st.integers(), st.floats(allow_nan=False), st.none(), st.booleans()),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(TEXTS, inner)),
+    max_leaves=10,
+)
+
+
+def typed(value: object) -> object:
+    """A value with its types, since 1 == 1.0 == True."""
+    if isinstance(value, dict):
+        return [(key, typed(each)) for key, each in value.items()]
+    return [typed(each) for each in value] if isinstance(value, list) else (type(value), repr(value))
+
+
+@law
+@given(st.dictionaries(TEXTS, PLAIN))
+def test_what_is_written_is_read_back_by_our_dialect_and_the_older_one(made: dict[str, object]) -> None:
+    text = dump(made)
+    assert typed(study_file.document(text, "made")) == typed(made)
+    assert typed(yaml.safe_load(text)) == typed(made)
+
+
+@pytest.mark.parametrize(
+    "text", ["09", "1e-3", "+.5", "1.5e3", "08", "off", "1:30", "2024-01-01", "~", "\x85"]
+)
+def test_a_text_that_a_dialect_takes_for_something_else_stays_a_text(text: str) -> None:
+    assert (
+        study_file.document(dump({text: [text]}), "made")
+        == yaml.safe_load(dump({text: [text]}))
+        == {text: [text]}
+    )
+
+
+def test_what_comes_twice_is_written_out() -> None:
+    values = [1, 2]
+    assert study_file.document(dump({"a": values, "b": values}), "made") == {"a": [1, 2], "b": [1, 2]}

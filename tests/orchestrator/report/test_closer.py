@@ -9,6 +9,7 @@ from orchestrator.report.results import Results, TrialResult
 from search_spaces.domains import Choices, Domain, FloatRange
 from search_spaces.errors import InputError
 from search_spaces.requests import Value
+from search_spaces.space import Space
 from search_spaces.study import Study
 from search_spaces.study_file import parse
 from tests.orchestrator.studies import small_study
@@ -65,12 +66,12 @@ budget: {images: 500}
 """
 
 
-def small_results(best: float) -> Results:
+def small_results(best: float, negative_prompt: str = "") -> Results:
     study = small_study()
     trials = [
         TrialResult(
             n,
-            {"guidance_scale": g, "negative_prompt": ""},
+            {"guidance_scale": g, "negative_prompt": negative_prompt},
             {i: 9.0 - abs(g - best) for i in range(3)},
             {},
             {},
@@ -97,3 +98,41 @@ def test_where_nothing_lies_closer_it_says_so(tmp_path: Path) -> None:
                     lambda _: None, [], [])  # fmt: skip
     with pytest.raises(InputError, match="nothing lies between"):
         closer(study, TEXT, alone, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["09", "1e-3", "+.5", "1.5e3", "off"])
+def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path, text: str) -> None:
+    study = small_study()
+    axes = {**study.space.axes, "negative_prompt": Choices(values=(text, "cartoon"))}
+    study = study.model_copy(update={"space": Space(axes=axes)})
+    found = small_results(3.0, text)
+    file = TEXT.replace('["", cartoon]', f'["{text}", cartoon]')
+    assert parse(closer(study, file, found, tmp_path), "closer.yaml").settings == {"negative_prompt": text}
+
+
+def test_pictures_are_found_through_links_on_either_side(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep" / "down")
+    (tmp_path / "disk" / "runs" / "inputs").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "runs")
+    (tmp_path / "runs" / "inputs" / "0123.png").write_bytes(b"the picture")
+    study, text = small_study(), TEXT.replace("prompt: a picture", "prompt: a picture, image: cat.png")
+    study = study.model_copy(update={"inputs": (study.inputs[0].model_copy(update={"image": "0123"}),)})
+    made = closer_study(study, text, small_results(best=3.0), tmp_path / "runs" / "inputs", tmp_path / "link")
+    named = parse(made, "closer.yaml").inputs[0].image
+    assert named is not None
+    assert not Path(named).is_absolute()
+    assert (tmp_path / "link" / named).read_bytes() == b"the picture"
+
+
+def test_a_model_beside_the_study_file_is_found_from_elsewhere(tmp_path: Path) -> None:
+    study = small_study()
+    study = study.model_copy(
+        update={
+            "model": study.model.model_copy(update={"location": "/models/mine"}),
+            "scorer": study.scorer.model_copy(update={"location": "/models/clip"}),
+        }
+    )
+    text = TEXT.replace("model: toyworld", "model: mine\nclip_model: ./clip")
+    spec = parse(closer(study, text, small_results(best=3.0), tmp_path), "closer.yaml")
+    assert (spec.model, spec.clip_model) == ("/models/mine", "/models/clip")
