@@ -209,8 +209,16 @@ def run(
             messages = [message for message in (key_problem if quiet else None, *notes, closing) if message]
             for message in messages:
                 log.info(message)
-            catalog = f"{root.partition('?')[0].rstrip('/')}/catalog"
-            return RunResult(progress, found, folder.path, catalog, sheet, messages, interrupted())
+            return RunResult(
+                progress, found, folder.path, catalog_place(root), sheet, messages, interrupted()
+            )
+
+
+def catalog_place(root: str) -> str:
+    """Where a root's catalog lies, for people: a path of this machine, or an address without its options."""
+    if "://" not in root or root.startswith("file://"):
+        return str(local_root(root) / "catalog")
+    return f"{root.partition('?')[0].rstrip('/')}/catalog"
 
 
 def job_server(address: str | None = None, insecure: bool = False) -> "JobServer":

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections import Counter
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.console import Console, harmless
 from search_spaces import study_file
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, utf8
 
 if TYPE_CHECKING:
     from orchestrator.api import CometStatus
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
+        _check_texts(options)
         code = command(options)
         sys.stdout.flush()
     except InputError as error:
@@ -64,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             errors.print("latentsweep: what was stored is kept; --traceback shows where it happened")
         return 1
     return code
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Raise InputError for an argument that is no text; the name of a file may be any bytes."""
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                utf8(text, name)
 
 
 class _Console(Console):
@@ -438,7 +448,7 @@ def _fetch(options: argparse.Namespace) -> int:
     folder, images, into = server.fetch(options.study, options.root, options.into)
     rows = [
         ("fetched", f"{images} new images of {options.study}, and its folder {folder}"),
-        ("report", f"latentsweep report {options.study} --root {into}"),
+        ("report", f"latentsweep report {options.study} --root {shlex.quote(str(into))}"),
     ]
     _print_rows(_Console(), rows)
     return 0
@@ -468,7 +478,8 @@ def _refine(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     path = api.closer(options.study, options.out or f"{options.study}-closer.yaml", options.root)
-    _print_rows(_Console(), [("written", f"{path}: `latentsweep run {path}` looks closer")])
+    again = shlex.join(["latentsweep", "run", str(path)])
+    _print_rows(_Console(), [("written", f"{path}: `{again}` looks closer")])
     return 0
 
 

@@ -6,9 +6,11 @@ from rich import console
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from search_spaces.errors import NO_UTF8
+
 _HARMLESS = "\n\t"
-_CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in _HARMLESS}
-"""Characters that a terminal obeys in place of printing them; ESC begins the worst."""
+_CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in _HARMLESS} | NO_UTF8
+"""Characters that a terminal obeys in place of printing them, ESC begins the worst, and what no output takes."""
 
 
 def harmless(text: str) -> str:

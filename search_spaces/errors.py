@@ -24,3 +24,17 @@ def shown(value: object) -> str:
     """A value as a message shows it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+NO_UTF8 = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}
+"""For str.translate: escapes for the bytes of a file's name that are no UTF-8, which Python holds as half pairs."""
+
+
+def utf8(text: str, what: str) -> str:
+    """A text, which may be a file's name of any bytes, where it can be stored as text. Raises InputError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        told = text.translate(NO_UTF8).encode(errors="backslashreplace").decode()
+        raise InputError(f"{what}: {told} has bytes that are no UTF-8; name another, or rename it") from None
+    return text

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
 from orchestrator.catalog.layout import encode, picture_places
 from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, utf8
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +54,14 @@ def open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
     """
     text = str(root)
     if "://" not in text:
-        return pafs.LocalFileSystem(), str(Path(text).absolute())
-    address = urlsplit(text)
+        return pafs.LocalFileSystem(), utf8(str(Path(text).absolute()), "--root")
+    address = urlsplit(utf8(text, "--root"))
     if address.scheme == "file":
-        return pafs.LocalFileSystem(), unquote(address.path)
+        if address.netloc not in ("", "localhost") or not address.path:
+            raise InputError(
+                f"--root {root} names no folder of this machine; write file:///… or just its path"
+            )
+        return pafs.LocalFileSystem(), utf8(unquote(address.path, errors="surrogateescape"), "--root")
     if "@" in address.netloc:
         raise InputError(
             f"--root {address.scheme}://…: a root holds no credentials; give them as the store's own tools take "

@@ -24,3 +24,10 @@ def test_control_characters_are_shown_and_not_obeyed(terminal: bool) -> None:
     assert "\x1b]" not in printed
     assert "?2J?" in printed
     assert "\x9b" not in printed
+
+
+def test_the_name_of_a_file_may_be_any_bytes() -> None:
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8"), width=200)
+    cli._print_rows(console, [("written", "r\udce9.yaml")])
+    console.file.seek(0)
+    assert console.file.read() == "written: r\\xe9.yaml\n"

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import duckdb
 import pandas as pd
@@ -447,3 +448,53 @@ def test_a_row_brings_no_code_into_a_script() -> None:
     for change in ({"image_id": "0\nimport os"}, {"scheduler": "x; import os"}):
         with pytest.raises(InputError, match="would be code in a script"):
             script({**row, **change}, {**settings, **change}, OLD.model, "owner/name", Path("inputs"))
+
+
+ODD = "run #1 100% é?&=x/$HOME ~ 'q' \n;"
+
+
+def test_a_root_may_have_any_text_as_its_name_and_is_printed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for root in (str(tmp_path / ODD), f"file://{quote(str(tmp_path / 'x' / ODD))}"):
+        run(Path(local_root(root)), OLD)
+        assert api.catalog_place(root) == str(local_root(root) / "catalog")
+        assert Path(api.catalog_place(root), "images").is_dir()
+        assert "best clip_score" in said(capsys, "ls", "--root", root)
+        sheet = said(capsys, "report", "old", "--root", root).rpartition("contact sheet: ")[2][:-1]
+        assert Path(sheet).is_file()
+        assert said(capsys, "catalog", "check", "--root", root).endswith("nothing is damaged\n")
+        place = tmp_path / f"{ODD} copy"
+        assert str(place) in said(capsys, "export", "old", "--to", "parquet", str(place), "--root", root)
+        place.unlink()
+    assert api.catalog_place("s3://bucket/a/?region=x") == "s3://bucket/a/catalog"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ls", "--root", "r\udce9"),
+        ("plan", "study.yaml", "--root", "r\udce9"),
+        ("report", "r\udce9"),
+        ("export", "old", "--to", "csv", "r\udce9.csv"),
+        ("export", "old", "--to", "csv", "--where", "prompt == 'r\udce9'"),
+        ("score", "old", "--text", "r\udce9"),
+        ("catalog", "compact", "--root", "file://r%E9"),
+        ("catalog", "check", "--root", "file:///r%E9"),
+    ],
+)
+def test_what_is_no_utf8_is_said(root: str, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    told = said(capsys, *arguments, code=2)
+    assert "has bytes that are no UTF-8" in told or "names no folder of this machine" in told
+    assert told.count("\n") == 1
+
+
+def test_a_folder_whose_name_is_no_utf8_holds_no_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "r\udce9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert rf"{tmp_path}/r\xe9/runs has bytes that are no UTF-8" in said(capsys, "ls", code=2)
+    run(tmp_path / "runs", OLD)
+    assert "best clip_score" in said(capsys, "ls", "--root", str(tmp_path / "runs"))

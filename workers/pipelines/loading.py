@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from search_spaces.errors import InputError, did_you_mean
+from search_spaces.errors import InputError, did_you_mean, utf8
 from search_spaces.models import (
     DEFAULT_CLIP,
     REGISTRY,
@@ -85,7 +85,7 @@ def locate(name: str, near: Path, key: str) -> tuple[str, str | None]:
         return entry.location, None
     folder = near / os.path.expanduser(name)  # noqa: PTH111  # leaves an unknown ~user as it is
     if os.path.isdir(folder):  # noqa: PTH112  # False for a name that no file can have
-        return str(folder.resolve()), None
+        return utf8(str(folder.resolve()), key), None
     hub_id, _, revision = name.partition("@")
     if hub_id.count("/") == 1 and not name.startswith((".", "/", "~")) and all(hub_id.split("/")):
         return hub_id, revision or None

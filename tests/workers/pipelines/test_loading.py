@@ -881,3 +881,10 @@ def counted(pipeline: Any, scheduler: str, **arguments: Value | Any) -> int:
     finally:
         handle.remove()
     return len(passes)
+
+
+def test_a_model_folder_whose_path_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "m\udce9"
+    (folder / "model").mkdir(parents=True)
+    with refusal("model: ", r"m\xe9/model has bytes that are no UTF-8"):
+        describe("./model", None, "float32", folder)
