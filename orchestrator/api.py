@@ -28,7 +28,7 @@ from orchestrator import studies as studies_module
 from orchestrator.catalog import upkeep
 from orchestrator.catalog.frames import joined
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
-from orchestrator.catalog.patient import Patient
+from orchestrator.catalog.patient import Patient, reason
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Health
 from orchestrator.display import watching
@@ -74,6 +74,10 @@ log = logging.getLogger(__name__)
 
 ROWS_WORTH_A_RATE = 2
 """Full batches per worker below which a run is too short to tell how fast it was."""
+
+
+class NotWrittenError(OSError):
+    """A file beside the results could not be written, as on a read-only disk; the text says which and why."""
 
 
 @dataclass(frozen=True)
@@ -434,13 +438,19 @@ def _axes(past: Sequence[PastTrial], pinned: Study | None) -> dict[str, list[Val
 def write_contact_sheet(
     found: Results, root: str = DEFAULT_ROOT, x: str | None = None, y: str | None = None
 ) -> Path | None:
-    """Draw a study's contact sheet into its folder; None where there is no picture yet. Raises InputError."""
+    """Draw a study's contact sheet into its folder; None where there is no picture yet.
+
+    Raises InputError for a setting that is none of the study's, NotWrittenError where the folder cannot be written.
+    """
     if not any(trial.images for trial in found.trials):
         return None
     tables, folder = Tables(root), StudyFolder(root, found.study)
     sheet = contact_sheet(found, partial(_stored_picture, tables), x, y)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    sheet.save(folder.contact_sheet)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        sheet.save(folder.contact_sheet)
+    except OSError as error:
+        raise NotWrittenError(reason(error)) from error
     return folder.contact_sheet
 
 
@@ -751,6 +761,7 @@ __all__ = [
     "Compared",
     "Health",
     "InputError",
+    "NotWrittenError",
     "Plan",
     "Published",
     "Reproduced",

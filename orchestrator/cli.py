@@ -19,7 +19,7 @@ from search_spaces import study_file
 from search_spaces.errors import InputError, utf8
 
 if TYPE_CHECKING:
-    from orchestrator.api import CometStatus
+    from orchestrator.api import CometStatus, Shown
     from orchestrator.ray_jobs import Job, JobServer
     from search_spaces.estimates import Estimate
 
@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         "--png",
         type=Path,
         metavar="FILE",
-        help="write the picture there, as it is stored; default IMAGE_ID.png",
+        help="write the picture there, as it is stored; without it no file is written",
     )
     show.set_defaults(command=_show)
 
@@ -469,8 +469,13 @@ def _report(options: argparse.Namespace) -> int:
     console = _Console()
     found = api.results(options.study, options.root)
     console.print(render_report(found, options.top))
-    sheet = api.write_contact_sheet(found, options.root, options.x, options.y)
-    _print_rows(console, [("contact sheet", str(sheet or "none: no picture yet"))])
+    try:
+        told = str(
+            api.write_contact_sheet(found, options.root, options.x, options.y) or "none: no picture yet"
+        )
+    except api.NotWrittenError as error:  # what was asked for is printed; the sheet is drawn on the way
+        told = f"not written: {error}"
+    _print_rows(console, [("contact sheet", told)])
     return 0
 
 
@@ -486,12 +491,27 @@ def _refine(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from orchestrator import api
 
-    shown = api.show(options.image, options.root)
+    shown, console = api.show(options.image, options.root), _Console()
     if options.code:
-        if options.png is not None and shown.png is not None:
-            options.png.write_bytes(shown.png)
         sys.stdout.write(shown.code)
+        sys.stdout.flush()  # first what there is to read; the file may fail
+    else:
+        _print_rows(console, _shown_rows(shown))
+    if shown.png is None:
+        if options.png is not None:
+            raise InputError(f"image {shown.row['image_id']} has no picture: {shown.row['reason']}")
         return 0
+    told = f"--png {shown.name} writes it to a file"
+    if options.png is not None:
+        options.png.write_bytes(shown.png)
+        told = str(options.png)
+    if not options.code:
+        _print_rows(console, [("picture", told)])
+    return 0
+
+
+def _shown_rows(shown: "Shown") -> list[tuple[str, str]]:
+    """What is known of an image."""
     facts = {
         name: value for name, value in shown.row.items() if value is not None and name != "other_settings"
     }
@@ -502,25 +522,20 @@ def _show(options: argparse.Namespace) -> int:
         for text in [score["text"]]
     ]
     rows += [("used by", f"{u['study']}, trial {u['trial']}, instance {u['instance']}") for u in shown.uses]
-    if shown.png is not None and shown.name is not None:
-        target = options.png or Path(shown.name)
-        target.write_bytes(shown.png)
-        rows.append(("picture", str(target)))
-    _print_rows(_Console(), rows)
-    return 0
+    return rows
 
 
 def _reproduce(options: argparse.Namespace) -> int:
     from orchestrator import api
 
     found = api.reproduce(options.image, options.root)
-    if options.png is not None:
-        options.png.write_bytes(found.picture)
     rows = [
         ("image", f"{found.image_id}, drawn on {found.drawn_on}, and again on {found.device}"),
         ("largest difference", f"{found.largest}/255; {found.differing:.1%} of the pixels differ"),
     ]
     _print_rows(_Console(), rows)
+    if options.png is not None:
+        options.png.write_bytes(found.picture)
     return 0
 
 

@@ -2,13 +2,14 @@
 
 import json
 import math
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -348,16 +349,40 @@ def sync_in_child(
 
 
 def status_in_child(source: Source, folder: Path, log: Path) -> Status:
-    """Say where a study's experiment stands, sending nothing; also while a run or a sync sends. Raises CometError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".comet-listing-", dir=folder.absolute()) as name:
-        scratch = Path(name)
+    """Say where a study's experiment stands, sending nothing; also while a run or a sync sends.
+
+    A study's folder that may only be read is no hindrance. Raises CometError.
+    """
+    with _listing_places(folder, log) as (scratch, chatter):
         arguments = (source, scratch, _refused(folder))
-        child = Child(status_task, arguments, environment(online=True, scratch=scratch), log)
+        child = Child(status_task, arguments, environment(online=True, scratch=scratch), chatter)
         try:
             return Status(**child.result(None))
         finally:
             child.end()
+
+
+@contextmanager
+def _listing_places(folder: Path, log: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder for the SDK's own files, and the log; where these cannot be in `folder` and `log`, both in TMPDIR.
+
+    There the log stays behind after an error alone, which names it.
+    """
+    prefix, aside = ".comet-listing-", None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.absolute()))
+    except OSError:
+        scratch = Path(tempfile.mkdtemp(prefix=prefix))
+        handle, name = tempfile.mkstemp(prefix="comet-status-", suffix=".log")
+        os.close(handle)
+        aside = Path(name)
+    try:
+        yield scratch, aside or log
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 _REFUSED = "refused.json"
