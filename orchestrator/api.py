@@ -66,6 +66,7 @@ from search_spaces.models import PIXEL_SCORERS
 from search_spaces.requests import Failed, Scored, Settings, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
+from workers.atomic_files import new_file, write_file
 
 if TYPE_CHECKING:
     from orchestrator.ray_jobs import Job, JobServer
@@ -448,7 +449,8 @@ def write_contact_sheet(
     sheet = contact_sheet(found, partial(_stored_picture, tables), x, y)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder.contact_sheet)
+        with new_file(folder.contact_sheet) as aside:
+            sheet.save(aside, format="PNG")
     except OSError as error:
         raise NotWrittenError(reason(error)) from error
     return folder.contact_sheet
@@ -476,8 +478,8 @@ def write_report(found: Results, root: str = DEFAULT_ROOT) -> None:
 
     folder = StudyFolder(root, found.study)
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.report.write_text(report_text(found), encoding="utf-8")
-    folder.trials.write_text(trials_csv(found), encoding="utf-8")
+    write_file(folder.report, report_text(found).encode())
+    write_file(folder.trials, trials_csv(found).encode())
 
 
 def comet_sync(
@@ -598,7 +600,7 @@ def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
     text = folder.study_file.read_text(encoding="utf-8")
     inputs = (folder.path / "inputs").absolute()
     made = closer_study(pinned, text, found, inputs, path.absolute().parent)
-    path.write_text(made, encoding="utf-8")
+    write_file(path, made.encode())
     return path
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from orchestrator.console import Console, harmless
 from search_spaces import study_file
 from search_spaces.errors import InputError, utf8
+from workers.atomic_files import write_file
 
 if TYPE_CHECKING:
     from orchestrator.api import CometStatus, Shown
@@ -503,7 +504,7 @@ def _show(options: argparse.Namespace) -> int:
         return 0
     told = f"--png {shown.name} writes it to a file"
     if options.png is not None:
-        options.png.write_bytes(shown.png)
+        write_file(options.png, shown.png)
         told = str(options.png)
     if not options.code:
         _print_rows(console, [("picture", told)])
@@ -535,7 +536,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     ]
     _print_rows(_Console(), rows)
     if options.png is not None:
-        options.png.write_bytes(found.picture)
+        write_file(options.png, found.picture)
     return 0
 
 

@@ -1,10 +1,11 @@
 """A study brought into other tools' formats: a folder of pictures, CSV, Parquet, a data set, an Optuna storage."""
 
 import csv
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +14,12 @@ import pyarrow.parquet as pq
 
 from orchestrator.catalog.expressions import filtered
 from orchestrator.catalog.frames import best, joined
-from orchestrator.catalog.schema import SCHEMAS, huggingface_metadata, suffix
+from orchestrator.catalog.schema import SCHEMAS, SUFFIXES, huggingface_metadata, suffix
 from orchestrator.catalog.tables import Tables
 from orchestrator.images import checked_id
 from orchestrator.study_folder import named_folder
 from search_spaces.errors import InputError, did_you_mean
+from workers.atomic_files import new_file, new_folder
 
 SHARD_ROWS = 1024
 """Rows of a data set's file: a few hundred megabytes at most."""
@@ -74,7 +76,8 @@ def export(
 ) -> str:
     """Bring a study into a format, one of FORMATS or optuna; the result is one line that says what is where.
 
-    `place` is by default named after the study; what is there already is not overwritten. Raises InputError.
+    `place` is by default named after the study; it is there whole or not at all. What is there already is not
+    overwritten, and is right where it is just this. Raises InputError.
     """
     if to not in FORMATS and to != "optuna":
         raise InputError(f"unknown format {to!r}{did_you_mean(to, [*FORMATS, 'optuna'])}")
@@ -88,92 +91,155 @@ def export(
     rows = rows_of(tables, study, where, top)
     if not rows.num_rows:
         raise InputError(f"no row of {study} is left to export; loosen --where")
-    default, act = FORMATS[to]
+    kind = FORMATS[to]
     if place and "://" in place:
         raise InputError(f"export writes to this machine's disk, not to {place}; name a path")
-    target = Path(place or default.format(study))
-    is_free_folder = to in FOLDERS and target.is_dir() and not any(target.iterdir())
-    if target.exists() and not is_free_folder:
-        raise InputError(f"{target} exists already; name another place")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return act(Export(study, rows, tables, target))
+    wanted = Export(study, rows, tables, Path(place or kind.default.format(study)))
+    if not _is_free(wanted, kind):
+        return f"{kind.told(wanted)}, as before"
+    wanted.place.parent.mkdir(parents=True, exist_ok=True)
+    with (new_folder if kind.is_folder else new_file)(wanted.place) as aside:
+        kind.write(wanted, aside)
+    return kind.told(wanted)
 
 
-def _to_folder(wanted: Export) -> str:
-    """Each picture as it is stored, with a JSON file of the same name: its settings, and the trials that use it."""
-    wanted.place.mkdir(exist_ok=True)
-    by_image: dict[str, list[dict[str, object]]] = {}
-    for row in wanted.rows.to_pylist():
-        by_image.setdefault(row["image_id"], []).append(row)
-    count = 0
-    for image_id, picture in wanted.pictures(wanted.rows):
-        rows = by_image[checked_id(image_id)]
-        told = {
-            **{name: value for name, value in rows[0].items() if name not in USES},
-            "trials": [{name: row[name] for name in USES} for row in rows],
-        }
-        (wanted.place / f"{image_id}{suffix(picture)}").write_bytes(picture)
-        text = json.dumps(told, indent=2, ensure_ascii=False, default=str)
-        (wanted.place / f"{image_id}.json").write_text(text + "\n", encoding="utf-8")
-        count += 1
-    return f"{count} pictures of {wanted.study}, each with its JSON, in {wanted.place}"
+def _is_free(wanted: Export, kind: "Format") -> bool:
+    """Whether something may be put at the place; False where just this is there. Raises InputError where it is taken.
+
+    What bears its name is whole, so that the same command, killed at whatever moment, may be given again. An empty
+    folder may become one that is full.
+    """
+    place = wanted.place
+    if not place.exists() and not place.is_symlink():
+        return True
+    if not (kind.is_folder and place.is_dir()) or any(place.iterdir()):
+        try:
+            if kind.holds(wanted):
+                return False
+        except (OSError, ValueError):  # what is there is of another kind
+            pass
+        raise InputError(f"{place} exists already, and is not this export; name another place")
+    here = place.samefile(Path.cwd())
+    if here or place.is_mount():
+        why = "is the folder that you are in" if here else "is mounted"
+        raise InputError(f"{place} {why}, and an export takes its folder's place; name one inside it")
+    return True
 
 
 USES = ("study", "trial", "instance", "role", "state", "scorer", "text", "value")
 """Columns of a joined row that speak of a trial, not of its picture."""
 
 
-def _to_csv(wanted: Export) -> str:
-    rows = wanted.rows
-    with _aside(wanted.place) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows.column_names)
-        for row in rows.to_pylist():
-            writer.writerow(["" if value is None else value for value in row.values()])
-    return f"{rows.num_rows} rows of {wanted.study}, without pictures, in {wanted.place}"
+def _write_folder(wanted: Export, folder: Path) -> None:
+    """Each picture as it is stored, with a JSON file of the same name: its settings, and the trials that use it."""
+    rows = _rows_of_pictures(wanted)
+    for image_id, picture in wanted.pictures(wanted.rows):
+        (folder / f"{checked_id(image_id)}{suffix(picture)}").write_bytes(picture)
+        (folder / f"{image_id}.json").write_text(_told_of_picture(rows[image_id]), encoding="utf-8")
 
 
-def _to_parquet(wanted: Export) -> str:
-    _write_parquet(wanted, wanted.rows, wanted.place)
-    return f"{wanted.rows.num_rows} rows of {wanted.study} with their pictures in {wanted.place}"
+def _folder_holds(wanted: Export) -> bool:
+    rows = _rows_of_pictures(wanted)
+    files = {path.name for path in wanted.place.iterdir()}
+    there = {Path(name).stem for name in files if name.endswith(".json")}
+    pictures = {f"{image_id}{end}" for image_id in there for end in SUFFIXES} & files
+    drawn = set(wanted.rows.filter(pc.equal(wanted.rows["status"], "ok"))["image_id"].to_pylist())
+    return (
+        there == drawn
+        and len(pictures) == len(there)
+        and len(files) == 2 * len(there)
+        and all(
+            (wanted.place / f"{name}.json").read_text(encoding="utf-8") == _told_of_picture(rows[name])
+            for name in there
+        )
+    )
+
+
+def _rows_of_pictures(wanted: Export) -> dict[str, list[dict[str, object]]]:
+    """The rows that use each image_id."""
+    by_image: dict[str, list[dict[str, object]]] = {}
+    for row in wanted.rows.to_pylist():
+        by_image.setdefault(row["image_id"], []).append(row)
+    return by_image
+
+
+def _told_of_picture(rows: Sequence[Mapping[str, object]]) -> str:
+    """The JSON beside a picture, of the rows that use it."""
+    told = {
+        **{name: value for name, value in rows[0].items() if name not in USES},
+        "trials": [{name: row[name] for name in USES} for row in rows],
+    }
+    return json.dumps(told, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def _write_csv(wanted: Export, path: Path) -> None:
+    path.write_text(_csv_text(wanted), encoding="utf-8", newline="")
+
+
+def _csv_holds(wanted: Export) -> bool:
+    return wanted.place.read_bytes() == _csv_text(wanted).encode()
+
+
+def _csv_text(wanted: Export) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(wanted.rows.column_names)
+    for row in wanted.rows.to_pylist():
+        writer.writerow(["" if value is None else value for value in row.values()])
+    return text.getvalue()
+
+
+def _write_whole_parquet(wanted: Export, path: Path) -> None:
+    _write_parquet(wanted, wanted.rows, path)
+
+
+def _parquet_holds(wanted: Export) -> bool:
+    return _same_rows(wanted, [wanted.place])
+
+
+def _same_rows(wanted: Export, files: Sequence[Path]) -> bool:
+    """Whether Parquet files hold the rows, of whose pictures the image_ids tell."""
+    columns = [name for name in pq.read_schema(files[0]).names if name != "image"] if files else []
+    if columns != wanted.rows.column_names:
+        return False
+    there = pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+    return bool(there.replace_schema_metadata().equals(wanted.rows.replace_schema_metadata()))
 
 
 def _write_parquet(wanted: Export, rows: pa.Table, path: Path) -> None:
-    """Rows with their pictures as one file, a row group at a time; whole or not there at all."""
+    """Rows with their pictures as one file, a row group at a time."""
     image = pa.field("image", SCHEMAS["images"].field("image").type)
     schema = rows.schema.append(image)
     schema = schema.with_metadata(huggingface_metadata(schema))
-    with (
-        _aside(path) as aside,
-        pq.ParquetWriter(aside, schema, compression={"image.bytes": "none"}, use_dictionary=False) as writer,
-    ):
+    with pq.ParquetWriter(path, schema, compression={"image.bytes": "none"}, use_dictionary=False) as writer:
         for start in range(0, rows.num_rows, PIECE_ROWS):
             piece = with_pictures(wanted.tables, rows.slice(start, PIECE_ROWS))
             writer.write_table(piece.cast(schema))
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A place to write a file at, which gets its name once it is whole."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        yield aside
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _to_hf(wanted: Export) -> str:
+def _write_hf(wanted: Export, folder: Path) -> None:
     """A folder that `datasets.load_dataset(PLACE)` reads, with a card."""
-    data = wanted.place / "data"
-    data.mkdir(parents=True)
     rows = wanted.rows
-    shards = -(-rows.num_rows // SHARD_ROWS)
-    for number in range(shards):
-        piece = rows.slice(number * SHARD_ROWS, SHARD_ROWS)
-        _write_parquet(wanted, piece, data / f"train-{number:05d}-of-{shards:05d}.parquet")
-    (wanted.place / "README.md").write_text(_card(wanted), encoding="utf-8")
-    return f"{rows.num_rows} rows of {wanted.study} for `datasets.load_dataset({str(wanted.place)!r})`"
+    (folder / "data").mkdir()
+    for number, name in enumerate(_shards(rows)):
+        _write_parquet(wanted, rows.slice(number * SHARD_ROWS, SHARD_ROWS), folder / "data" / name)
+    (folder / "README.md").write_text(_card(wanted), encoding="utf-8")
+
+
+def _hf_holds(wanted: Export) -> bool:
+    card, data = wanted.place / "README.md", wanted.place / "data"
+    names = _shards(wanted.rows)
+    return (
+        card.read_text(encoding="utf-8") == _card(wanted)
+        and sorted(path.name for path in data.iterdir()) == names
+        and _same_rows(wanted, [data / name for name in names])
+    )
+
+
+def _shards(rows: pa.Table) -> list[str]:
+    """The names of a data set's files, in their order."""
+    count = -(-rows.num_rows // SHARD_ROWS)
+    return [f"train-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
 
 def _card(wanted: Export) -> str:
@@ -217,13 +283,43 @@ def _check_known(tables: Tables, study: str, root: str) -> None:
         raise InputError(f"there is no study {study!r} under {root}{hint}")
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[Export], str]]] = {
-    "folder": ("{}-pictures", _to_folder),
-    "csv": ("{}.csv", _to_csv),
-    "parquet": ("{}.parquet", _to_parquet),
-    "hf": ("{}-dataset", _to_hf),
-}
-"""Format → the default place, and what brings rows into it."""
+def _pictures_told(wanted: Export) -> str:
+    count = sum(1 for _ in wanted.place.glob("*.json"))
+    return f"{count} pictures of {wanted.study}, each with its JSON, in {wanted.place}"
 
-FOLDERS = {"folder", "hf"}
-"""Formats of many files, which an empty folder may take."""
+
+def _rows_told(wanted: Export, words: str) -> str:
+    return f"{wanted.rows.num_rows} rows of {wanted.study}{words.format(str(wanted.place))}"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its default place, what writes it there, whether just that is there, and what is said of it."""
+
+    default: str
+    is_folder: bool
+    write: Callable[[Export, Path], None]
+    holds: Callable[[Export], bool]
+    told: Callable[[Export], str]
+
+
+FORMATS: Mapping[str, Format] = {
+    "folder": Format("{}-pictures", True, _write_folder, _folder_holds, _pictures_told),
+    "csv": Format(
+        "{}.csv", False, _write_csv, _csv_holds, partial(_rows_told, words=", without pictures, in {}")
+    ),
+    "parquet": Format(
+        "{}.parquet",
+        False,
+        _write_whole_parquet,
+        _parquet_holds,
+        partial(_rows_told, words=" with their pictures in {}"),
+    ),
+    "hf": Format(
+        "{}-dataset",
+        True,
+        _write_hf,
+        _hf_holds,
+        partial(_rows_told, words=" for `datasets.load_dataset({!r})`"),
+    ),
+}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -22,6 +21,7 @@ from search_spaces.strategies.racing import smallest_significant
 from search_spaces.strategies.staged import coarse
 from search_spaces.strategies.validation import VALIDATED
 from search_spaces.study import SURVEY_LIMIT, Study
+from workers.atomic_files import write_file
 
 BYTES_PER_PIXEL = 1.6
 """Of a PNG of a natural picture, about; renders of flat colours take less."""
@@ -263,9 +263,7 @@ def remember_rate(study: Study, root: str, rows_per_second: float) -> None:
     """Keep a run's rate for the plans to come."""
     path = _rates_file(root)
     rates = {**_rates(root), _rate_key(study): rows_per_second}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(rates, indent=2), encoding="utf-8")
-    aside.rename(path)
+    write_file(path, json.dumps(rates, indent=2).encode())
 
 
 def _rates(root: str) -> dict[str, object]:

@@ -22,6 +22,7 @@ from orchestrator.budget import Spent
 from search_spaces.errors import InputError
 from search_spaces.study import Study, difference
 from search_spaces.study_file import NAME
+from workers.atomic_files import write_file
 from workers.png import encode_png
 
 DEFAULT_ROOT = "runs"
@@ -108,9 +109,9 @@ class StudyFolder:
         """Write the pinned study, the study file's text and the input images, each whole or not at all."""
         (self.path / "inputs").mkdir(parents=True, exist_ok=True)
         for name, image in inputs.items():
-            _replace(self.path / "inputs" / f"{name}.png", encode_png(image))
-        _replace(self.study_file, study_file.encode())
-        _replace(self.path / "study.json", study.model_dump_json(indent=2).encode())
+            write_file(self.path / "inputs" / f"{name}.png", encode_png(image))
+        write_file(self.study_file, study_file.encode())
+        write_file(self.path / "study.json", study.model_dump_json(indent=2).encode())
 
     def inputs(self, names: Iterable[str]) -> dict[str, bytes]:
         """The pinned input images and masks of some pixel hashes, as PNG. Raises InputError where one is gone."""
@@ -129,7 +130,7 @@ class StudyFolder:
 
     def keep_spent(self, spent: Spent) -> None:
         """Write what the study has used up, whole or not at all."""
-        _replace(self.path / "spent.json", json.dumps(asdict(spent)).encode())
+        write_file(self.path / "spent.json", json.dumps(asdict(spent)).encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -234,18 +235,3 @@ class _Log(logging.FileHandler):
         """Close it, whether or not its last lines could be written."""
         with suppress(OSError):
             super().close()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file aside, fsync, rename, fsync the folder."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

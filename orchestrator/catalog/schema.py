@@ -215,6 +215,10 @@ def image_row(done: Done, study: Study) -> dict[str, object]:
     }
 
 
+SUFFIXES = (".png", ".jpg", ".webp")
+"""The ends of stored pictures' file names."""
+
+
 def suffix(picture: bytes) -> str:
     """The file name's end for a stored picture."""
     if picture.startswith(b"\xff\xd8"):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from workers.atomic_files import write_file
+
 MOST_ROWS = 256
 WORTH_DOUBLING = 1.05
 """Rows are doubled while that makes more of them per second than this factor."""
@@ -64,14 +66,9 @@ def remembered_rows(facts: Mapping[str, object], measure: Callable[[], int]) -> 
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     rows = measure()
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({**facts, "rows": rows}, indent=2), encoding="utf-8")
-        aside.rename(path)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+        write_file(path, json.dumps({**facts, "rows": rows}, indent=2).encode())
     return rows
 
 

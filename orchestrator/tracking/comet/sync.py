@@ -28,6 +28,7 @@ from orchestrator.tracking.comet.content import (
 )
 from orchestrator.tracking.comet.experiment import Experiment, ListedImage, MetricPoint, metric_point
 from orchestrator.tracking.comet.pace import Pace
+from workers.atomic_files import write_file
 
 SENDERS = 4
 """Threads that send: an upload waits for its answer for most of its time."""
@@ -394,9 +395,7 @@ def keep_refused(folder: Path, status: Status) -> None:
     if not status.rejected:
         path.unlink(missing_ok=True)
         return
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(status.rejected, indent=1), encoding="utf-8")
-    aside.replace(path)
+    write_file(path, json.dumps(status.rejected, indent=1).encode())
 
 
 def _refused(folder: Path) -> dict[str, str]:

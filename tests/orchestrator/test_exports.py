@@ -1,0 +1,107 @@
+"""An export is there whole or not at all, and the command that was killed may be given again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import cli
+from orchestrator.exports import FORMATS, export
+from search_spaces.errors import InputError
+from tests.orchestrator.studies import small_study
+from tests.orchestrator.test_tools import run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A study of 15 pictures."""
+    folder = tmp_path_factory.mktemp("exports")
+    run(folder / "runs", small_study("old"))
+    return str(folder / "runs")
+
+
+def content(place: Path) -> dict[str, bytes]:
+    """Every file of a place, by its path there."""
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    return {str(path.relative_to(place)): path.read_bytes() for path in files}
+
+
+KILLED = """
+import os, signal, sys
+from orchestrator import exports
+from workers import atomic_files
+def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+{at} = kill
+exports.export("old", sys.argv[1], sys.argv[2], sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("to", sorted(FORMATS))
+@pytest.mark.parametrize("at", ["atomic_files._sync", "os.rename, os.replace", "atomic_files._remove"])
+def test_a_killed_export_is_made_by_the_same_command(to: str, at: str, root: str, tmp_path: Path) -> None:
+    """Killed when everything is written, when it is to be renamed, and when it has its name."""
+    place = tmp_path / "out"
+    code = KILLED.format(at=at.replace(", ", " = "))
+    killed = subprocess.run([sys.executable, "-c", code, to, str(place), root], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert place.exists() == (at == "atomic_files._remove")
+    export("old", to, str(place), root)
+    export("old", to, str(tmp_path / "whole"), root)
+    assert content(place) == content(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+
+
+@pytest.mark.parametrize("to", sorted(FORMATS))
+def test_the_same_export_again_is_right_and_another_is_refused(to: str, root: str, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    first = export("old", to, str(place), root)
+    before = content(place)
+    assert export("old", to, str(place), root) == f"{first}, as before"
+    with pytest.raises(InputError, match="exists already, and is not this export"):
+        export("old", to, str(place), root, where="guidance_scale > 1")
+    assert content(place) == before
+    name = min(before)
+    damaged = place if place.is_file() else place / name
+    damaged.write_bytes(before[name][:-9])
+    with pytest.raises(InputError, match="is not this export"):
+        export("old", to, str(place), root)
+    for other in FORMATS:
+        if other != to:
+            with pytest.raises(InputError, match="is not this export"):
+                export("old", other, str(place), root)
+
+
+@pytest.mark.parametrize("to", ["folder", "hf"])
+def test_a_users_folder_is_never_touched(
+    to: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    monkeypatch.chdir(mine)
+    with pytest.raises(InputError, match="is the folder that you are in"):
+        export("old", to, ".", root)
+    monkeypatch.chdir(tmp_path)
+    (mine / "photo.png").write_bytes(b"a photo")
+    with pytest.raises(InputError, match="exists already"):
+        export("old", to, "mine", root)
+    assert content(mine) == {"photo.png": b"a photo"}
+    (mine / "photo.png").unlink()
+    assert "old" in export("old", to, "mine", root), "an empty one is filled"
+
+
+def test_a_disk_that_is_full_leaves_nothing(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("workers.atomic_files._sync", full)
+    for to in FORMATS:
+        assert cli.main(["export", "old", "--to", to, str(tmp_path / "out"), "--root", root]) == 4
+        assert f"{tmp_path / 'out'}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    shutil.rmtree(tmp_path)
