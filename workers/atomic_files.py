@@ -31,7 +31,7 @@ def new_file(path: Path) -> Iterator[Path]:
         yield path
         return
     target = path.resolve()
-    with _aside(target, is_folder=False) as aside:
+    with _aside(path, is_folder=False) as aside:
         yield aside
         if target.exists():
             shutil.copymode(target, aside)
@@ -53,7 +53,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     What is at `path` must be nothing or an empty folder, else OSError; so is everything else that cannot be.
     """
     target = path.resolve()
-    with _aside(target, is_folder=True) as aside:
+    with _aside(path, is_folder=True) as aside:
         yield aside
         if target.exists():
             shutil.copymode(target, aside)
@@ -74,11 +74,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def _aside(target: Path, is_folder: bool) -> Iterator[Path]:
-    """A locked new file or folder beside `target`; what is left of it in the end is removed."""
-    remove_leftovers(target.parent)
+def _aside(path: Path, is_folder: bool) -> Iterator[Path]:
+    """A locked new file or folder beside what `path` leads to; what is left of it in the end is removed."""
+    folder = path.resolve().parent
+    remove_leftovers(folder)
     try:
-        aside, lock = _locked(target.parent, is_folder)
+        aside, lock = _locked(folder, is_folder)
         try:
             yield aside
         finally:
@@ -86,7 +87,7 @@ def _aside(target: Path, is_folder: bool) -> Iterator[Path]:
             os.close(lock)
     except OSError as error:  # which names what is aside, or nothing where the disk was full
         if error.errno is not None and (error.filename is None or ASIDE.search(str(error.filename))):
-            error.filename, error.filename2 = str(target), None
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -93,11 +93,12 @@ def test_a_file_is_replaced_with_its_rights_and_through_a_link(tmp_path: Path) -
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_file_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_file_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     write_file(tmp_path / "file", b"before")
     with pytest.raises(OSError, match="no space") as raised:
-        fail_while_writing(new_file, tmp_path / "file")
-    assert raised.value.filename == str(tmp_path / "file")
+        fail_while_writing(new_file, Path("file"))
+    assert raised.value.filename == "file", "as the user named it"
     assert (tmp_path / "file").read_bytes() == b"before"
 
 
