@@ -10,11 +10,9 @@ Every function takes `root`, the folder or object-store prefix that holds catalo
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +21,7 @@ import pyarrow as pa
 from PIL import Image
 from rich.console import Console
 
-from orchestrator import comet_study, resolving, wiring
+from orchestrator import comet_study, resolving, stopping, wiring
 from orchestrator import studies as studies_module
 from orchestrator.catalog import upkeep
 from orchestrator.catalog.frames import joined
@@ -91,7 +89,13 @@ class RunResult:
     catalog: str
     contact_sheet: Path | None
     messages: Sequence[str]
-    stopped: bool
+    stopped_by: int | None = None
+    """The signal that ended it before its end, if one did."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the user ended it."""
+        return self.stopped_by is not None
 
     @property
     def was_complete(self) -> bool:
@@ -101,9 +105,9 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 ended by a budget or with failed images, 130 stopped by the user."""
-        if self.stopped:
-            return 130
+        """0 done, 3 ended by a budget or with failed images, 130 or 143 stopped by Ctrl-C or SIGTERM."""
+        if self.stopped_by is not None:
+            return stopping.exit_code(self.stopped_by)
         return 3 if self.progress.failed or self.progress.ended_by else 0
 
 
@@ -147,7 +151,8 @@ def run(
         if not quiet:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    from orchestrator.ray_session import cluster_gpus, machines, ray_session
+    with stopping.handlers_kept():  # Ray sets its own
+        from orchestrator.ray_session import cluster_gpus, machines, ray_session
 
     key_problem = api_key_problem(os.environ)
     if key_problem:
@@ -170,7 +175,7 @@ def run(
         if clustered and not gpus():
             resolving.check_gpu(resolved.study, Path(study_file), address or os.environ["RAY_ADDRESS"])
         folder = StudyFolder(root, resolved.study.name)
-        with folder.locked(), folder.logging(), _interrupts() as interrupted:
+        with folder.locked(), folder.logging(), stopping.requests_to_stop() as interrupted:
             folder.pin(resolved.study, resolved.text, resolved.images)
             board = wiring.make_dashboard(resolved.study, root, dashboard)
             there = machines() if clustered and not gpus() else None
@@ -194,7 +199,7 @@ def run(
             tracker = Guarded(wiring.make_tracker(resolved.study, root, folder, session, say))
             session.callback(tracker.abandon)
             try:
-                with watching(console, resolved.study.objective, quiet) as watch:
+                with watching(console, resolved.study.objective, quiet, interrupted) as watch:
                     progress = _sweep(
                         resolved.study, root, pool, tracker, retry_failed, watch, interrupted, say, figures
                     )
@@ -215,7 +220,7 @@ def run(
             for message in messages:
                 log.info(message)
             return RunResult(
-                progress, found, folder.path, catalog_place(root), sheet, messages, interrupted()
+                progress, found, folder.path, catalog_place(root), sheet, messages, interrupted.number
             )
 
 
@@ -664,7 +669,8 @@ def score(
     which reads no text. A study that names it, with that text as `score_text`, finds the scores in the catalog.
     Images stored as jpeg differ a little from what was drawn, and so do their scores. Raises InputError.
     """
-    from orchestrator.ray_session import cluster_gpus, machines, ray_session
+    with stopping.handlers_kept():  # Ray sets its own
+        from orchestrator.ray_session import cluster_gpus, machines, ray_session
     from orchestrator.rescoring import rescore
     from workers.pipelines.loading import describe_clip
 
@@ -690,7 +696,7 @@ def score(
         described = describe_clip(scorer, scorer, Path())
         pinned = pinned.model_copy(update={"scorer": described})
     connect = partial(ray_session, address, insecure)
-    with ExitStack() as session, _interrupts() as interrupted:
+    with ExitStack() as session, stopping.requests_to_stop() as interrupted:
         if address or os.environ.get("RAY_ADDRESS"):
             session.enter_context(connect())
             gpus = cluster_gpus()
@@ -699,7 +705,8 @@ def score(
             crew = wiring.crew(pinned, workers, _local_gpus(), batch)
         pool = wiring.make_scoring_pool(pinned, crew, connect, inputs)
         try:
-            return rescore(Tables(root), pinned, pool, text, interrupted)
+            found = rescore(Tables(root), pinned, pool, text, interrupted)
+            return replace(found, stopped_by=interrupted.number)
         finally:
             pool.close()
 
@@ -734,28 +741,6 @@ def _local_gpus() -> int:
     from workers.device import gpu_count
 
     return gpu_count()
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a question's answer; the second one raises KeyboardInterrupt."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask_to_stop(number: int, frame: object) -> None:  # noqa: ARG001
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        os.write(2, b"latentsweep: what runs is finished and kept; Ctrl-C again stops at once\n")
-
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 __all__ = [

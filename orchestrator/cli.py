@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import stopping
 from orchestrator.console import Console, harmless
 from search_spaces import study_file
 from search_spaces.errors import InputError, utf8
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 internal error, 2 your input, 3 ended by a budget, with failed images or a damaged "
-    "catalog, 4 a disk or object store failed, 130 stopped by Ctrl-C"
+    "catalog, 4 a disk or object store failed, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by a terminal that closed"
 )
 
 MENDED = "what was stored is kept, mend it and run the same again"
@@ -40,15 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        _check_texts(options)
-        code = command(options)
-        sys.stdout.flush()
+        with stopping.stoppable():
+            _check_texts(options)
+            code = command(options)
+            sys.stdout.flush()
     except InputError as error:
         errors.print(f"latentsweep: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        errors.print("latentsweep: stopped; the same command goes on where it was")
-        return 130
+    except KeyboardInterrupt as error:
+        after = "; the same command goes on where it was" if options.goes_on else ""
+        errors.print(f"latentsweep: {stopping.told(error)}{after}", highlight=False, soft_wrap=True)
+        return stopping.exit_code(stopping.stopped_by(error))
     except BrokenPipeError:  # who reads our output has had enough, as with `| head`
         _discard_output()
         return 0
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Find the settings that make a diffusion model draw what the prompt says.",
         epilog=EXIT_CODES,
     )
+    parser.set_defaults(goes_on=False)
     parser.add_argument("--traceback", action="store_true", help="show where an internal error happened")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -118,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "URL; by default a journal in the study's folder",
     )
     run.add_argument("--quiet", action="store_true", help="print the report only")
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, goes_on=True)
 
     submit = commands.add_parser(
         "submit", help="run a study on a cluster from afar, as a job of its job server", epilog=EXIT_CODES
@@ -231,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--address", help="a Ray cluster's address")
     score.add_argument("--workers", type=_count, help="actors; by default one per GPU, or one per core")
     _add_insecure(score)
-    score.set_defaults(command=_score)
+    score.set_defaults(command=_score, goes_on=True)
 
     catalog = commands.add_parser("catalog", help="check, compact or repair the catalog")
     acts = catalog.add_subparsers(required=True, metavar="check | compact | repair")
@@ -253,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         view = acts.add_parser(name, help=told)
         view.add_argument("study", metavar="STUDY", help="a study's name")
-        view.set_defaults(command=act)
+        view.set_defaults(command=act, goes_on=act is _comet_sync)
         _add_root(view)
 
     publish = acts.add_parser(
@@ -398,7 +402,7 @@ def _watch(server: "JobServer", job: "Job", options: argparse.Namespace) -> int:
 
     try:
         ended = server.follow(job, write)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _print_rows(
             console,
             [
@@ -407,7 +411,7 @@ def _watch(server: "JobServer", job: "Job", options: argparse.Namespace) -> int:
                 ("stop it", f"latentsweep stop {job.study}{_at(options)}"),
             ],
         )
-        return 130
+        return stopping.exit_code(stopping.stopped_by(error))
     code = 130 if ended.status == "STOPPED" else ended.exit_code
     if code is None:  # it never began
         raise InputError(f"job {ended.id} did not run: {ended.message or ended.status}")
@@ -416,7 +420,7 @@ def _watch(server: "JobServer", job: "Job", options: argparse.Namespace) -> int:
             f"job {ended.id} was killed by signal {-code} on the cluster's head; what was acknowledged is kept, and "
             "the same submit goes on where it was"
         )
-    if code in (0, 3, 130):
+    if code in (0, 3, 130, 143):
         _print_rows(console, [("results", f"latentsweep fetch {job.study}{_at(options)}")])
     return code
 
@@ -634,10 +638,12 @@ def _score(options: argparse.Namespace) -> int:
         ("scored", f"{found.scored} images by {found.scorer}, {found.known} had that score already{mean}")
     ]
     rows += [("failed", line) for line in found.failed]
-    if found.stopped:
+    if found.stopped_by is not None:
         rows.append(("stopped", "the same command goes on where it was"))
     _print_rows(_Console(), rows)
-    return 130 if found.stopped else 3 if found.failed else 0
+    if found.stopped_by is not None:
+        return stopping.exit_code(found.stopped_by)
+    return 3 if found.failed else 0
 
 
 def _check(options: argparse.Namespace) -> int:

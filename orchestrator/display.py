@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.plan import duration
 from orchestrator.report.results import settings_text
+from orchestrator.stopping import ADVICE, Requests
 from orchestrator.sweep import Progress
 
 PLAIN_LINE_SECONDS = 5.0
@@ -61,14 +62,31 @@ def best_line(progress: Progress, objective: str) -> str:
 
 
 @contextmanager
-def watching(console: Console, objective: str, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A function to be called with the progress often; it shows it as the console allows."""
+def watching(
+    console: Console, objective: str, quiet: bool, requests: Requests
+) -> Iterator[Callable[[Progress], None]]:
+    """A function to be called with the progress often; it shows it as the console allows.
+
+    A live display says by itself what it means that the user has asked to stop.
+    """
     if quiet:
         yield lambda _: None
     elif console.is_terminal:
-        with Live(console=console, refresh_per_second=4, transient=True) as live:
-            speed = Speed()
-            yield lambda progress: live.update(_panel(progress, speed.update(progress.generated), objective))
+        speed, shown = Speed(), Group(Text("starting"))
+
+        def panel() -> Group:  # drawn four times a second, also while the loop waits for Ray
+            return Group(*shown.renderables, Text(ADVICE, style="bold")) if requests() else shown
+
+        def watch(progress: Progress) -> None:
+            nonlocal shown
+            shown = _panel(progress, speed.update(progress.generated), objective)
+
+        with Live(console=console, refresh_per_second=4, transient=True, get_renderable=panel):
+            requests.is_told = True
+            try:
+                yield watch
+            finally:
+                requests.is_told = False
     else:
         yield _plain_lines(console, objective)
 

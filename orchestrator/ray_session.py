@@ -11,19 +11,23 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import grpc
 import ray
 import yaml
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import services
+from ray._private import utils as ray_utils
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import compute_version_info
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
 
+from orchestrator import stopping
 from orchestrator.dealing import Places
 from search_spaces.errors import InputError
 
@@ -50,13 +54,14 @@ def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     if target == "local":
-        ray.init(
-            address="local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            num_cpus=cores(),
-            include_dashboard=False,
-        )
+        with _begun_apart():
+            ray.init(
+                address="local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                num_cpus=cores(),
+                include_dashboard=False,
+            )
         try:
             yield
         finally:
@@ -66,13 +71,30 @@ def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
     head = _head(target, source)
     with _authenticated(_checked(head, source, insecure)):
         try:
-            ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+            with _begun_apart():
+                ray.init(address=head, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"{source}: no Ray cluster answers there ({_first_line(error)})") from None
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _begun_apart() -> Iterator[None]:
+    """Signals stay ours while Ray begins, and its processes have a session of their own.
+
+    Ray takes SIGTERM for itself, in Python before it begins and in C++ with a trace. A signal to our process group,
+    as `timeout` sends and a terminal that closes, would end its processes before what they run is finished.
+    """
+    apart = partial(services.ConsolePopen, start_new_session=True)
+    with (
+        stopping.handlers_kept(),
+        mock.patch.object(services, "ConsolePopen", apart),
+        mock.patch.object(ray_utils, "set_sigterm_handler"),
+    ):
+        yield
 
 
 def _head(target: str, source: str) -> str:

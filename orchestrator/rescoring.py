@@ -24,14 +24,17 @@ WAIT_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Rescored:
-    """How many images have been scored anew, had the score already, or could not be scored; and by what."""
+    """How many images have been scored anew, had the score already, or could not be scored; and by what.
+
+    `stopped_by` is the signal that ended it before its end, if one did.
+    """
 
     scorer: str
     scored: int
     known: int
     failed: Sequence[str]
-    stopped: bool
     mean: float | None
+    stopped_by: int | None = None
 
 
 def rescore(
@@ -97,7 +100,7 @@ def rescore(
     scored = len(values)
     values += [value for pair in wanted if (value := scores.of(study.scorer.id, *pair)) is not None]
     mean = sum(values) / len(values) if values and not failed else None
-    return Rescored(study.scorer.id, scored, known, failed, stopping(), mean)
+    return Rescored(study.scorer.id, scored, known, failed, mean)
 
 
 def _turns(pairs: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:

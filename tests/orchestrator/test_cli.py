@@ -5,8 +5,9 @@ import os
 import struct
 import subprocess
 import sys
+import tomllib
 import zlib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -16,7 +17,7 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from orchestrator import cli, resolving, wiring
+from orchestrator import cli, resolving, start, wiring
 from orchestrator.plan import remember_rate
 from orchestrator.ray_pool import RayPool
 from orchestrator.study_folder import StudyFolder
@@ -465,8 +466,10 @@ def test_the_example_studies_are_good(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 def test_the_command_is_installed_by_its_name() -> None:
-    (command,) = entry_points(group="console_scripts", name="latentsweep")
-    assert command.load() is cli.main
+    pyproject = (STUDIES.parent / "pyproject.toml").read_text(encoding="utf-8")
+    script = tomllib.loads(pyproject)["project"]["scripts"]["latentsweep"]
+    assert EntryPoint("latentsweep", script, "console_scripts").load() is start.main
+    assert entry_points(group="console_scripts", name="latentsweep")
 
 
 def test_a_root_that_is_a_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

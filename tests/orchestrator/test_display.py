@@ -1,6 +1,14 @@
 """The progress line: rates that leave the loading out, and what they mean for the rest."""
 
-from orchestrator.display import Speed, best_line, progress_line
+import io
+import signal
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from orchestrator.display import Speed, best_line, progress_line, watching
+from orchestrator.stopping import Requests
 from orchestrator.sweep import Progress
 
 
@@ -35,3 +43,16 @@ def test_a_line_says_what_is_done_and_left() -> None:
     assert best_line(Progress(), "clip_score") == "best so far: none judged on all instances yet"
     best = best_line(Progress(best={"guidance_scale": 5.0}, best_score=31.456), "clip_score")
     assert best == "best so far: clip_score 31.46 with guidance_scale 5"
+
+
+def test_the_live_display_says_what_a_second_ctrl_c_does(capfd: pytest.CaptureFixture[str]) -> None:
+    """A line beside it would be wiped away with its next picture."""
+    terminal, requests = io.StringIO(), Requests()
+    console = Console(file=terminal, force_terminal=True, width=100)
+    with watching(console, "clip_score", quiet=False, requests=requests) as watch:
+        watch(Progress(total=10, images=3))
+        requests.take(signal.SIGINT)
+    shown = Text.from_ansi(terminal.getvalue()).plain
+    assert shown.index("3/10 images") < shown.index("Ctrl-C again stops at once")
+    assert capfd.readouterr().err == ""
+    assert not requests.is_told

@@ -4,7 +4,9 @@ import json
 import os
 import platform
 import re
+import signal
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +17,13 @@ import pytest
 import ray
 import yaml
 from ray._private import services
+from ray._private import utils as ray_utils
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # its stub lacks it
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
 
 from orchestrator import ray_session as ray_session_module
 from orchestrator.ray_session import Machine, gpus_to_grow_to, machines, ray_session
+from orchestrator.stopping import requests_to_stop
 from search_spaces.errors import InputError
 
 TOKEN = "a-token-of-more-than-thirty-two-characters"
@@ -269,6 +273,31 @@ def test_the_session_is_shared_and_left_open() -> None:
     with ray_session(None):
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_signal_to_our_group_does_not_reach_rays_processes() -> None:
+    """As `timeout` and a terminal that closes send it."""
+    begun = ray._private.worker._global_node
+    processes = [each.process.pid for kind in begun.all_processes.values() for each in kind]
+    assert len(processes) > 1
+    assert os.getpgrp() not in {os.getpgid(process) for process in processes}
+
+
+def test_handlers_of_signals_are_ours_while_and_after_ray_begins(
+    asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(**_: object) -> None:
+        ray_utils.set_sigterm_handler(lambda *_: sys.exit(15))  # as Ray's own does first of all
+        during.append(signal.getsignal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as its C++ does without Python's knowledge
+
+    during: list[object] = []
+    monkeypatch.setattr(ray, "init", begin)
+    with requests_to_stop() as requests, ray_session(None):
+        assert during == [requests.take]
+        signal.raise_signal(signal.SIGTERM)
+        assert requests()
 
 
 @pytest.mark.skipif(os.environ.get("RAY_AUTH_MODE") == "disabled", reason="tokens are turned off here")
