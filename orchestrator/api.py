@@ -50,7 +50,7 @@ from orchestrator.report.results import Results, TrialResult, settings_text
 from orchestrator.report.statistics import ranking
 from orchestrator.rescoring import Rescored
 from orchestrator.studies import Compared, removal, remove, reused_from, studies
-from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root, named_folder
+from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, as_filed, local_root, named_folder
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, Tracker
 from orchestrator.tracking.comet.content import CometError
@@ -628,7 +628,7 @@ def frame(study: str, root: str = DEFAULT_ROOT, pictures: bool = True) -> pa.Tab
     Without `pictures` it has no `image`, and a large study takes little memory. Raises InputError where the root
     knows no such study.
     """
-    table = joined(Tables(root), study, pictures)
+    table = joined(Tables(root), study, pictures, as_filed=as_filed(study, root))
     if not table.num_rows:
         results(study, root)  # says so where there is no such study
     return table

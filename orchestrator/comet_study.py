@@ -27,6 +27,7 @@ from orchestrator.tracking.comet.content import (
 from search_spaces.objectives import keeps
 from search_spaces.requests import Instance, Role, Scored, Settings, Value
 from search_spaces.strategies import PastTrial
+from search_spaces.strategies.trials import as_filed
 from search_spaces.study import Study
 from workers.png import as_png
 
@@ -50,7 +51,7 @@ def comet_content(root: str, name: str) -> Content:
     folder, tables = StudyFolder(root, name), Tables(root)
     study = folder.pinned()
     assert study is not None
-    past = past_trials(tables, name)
+    past = as_filed(past_trials(tables, name), study.judge)
     records = _comet_records(study, past)
     rule = study.comet.images if isinstance(study.comet.images, str) else study.comet.images.top_k
     instances = {"search": study.instances, "validate": study.validation_instances}

@@ -22,6 +22,7 @@ from orchestrator.tracking.optuna_storage import (
 from search_spaces.errors import InputError
 from search_spaces.estimates import estimate
 from search_spaces.requests import Failed, Scored
+from search_spaces.strategies.trials import as_filed
 from search_spaces.study import Study
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ PATIENCE_SECONDS = 60.0
 def projected(study: Study, root: str, ended: bool) -> ProjectedStudy:
     """A study as the catalog under a root has it; `ended` says that nobody works on it now."""
     tables, instances = Tables(root), len(study.instances)
-    past = past_trials(tables, study.name)
+    past = as_filed(past_trials(tables, study.name), study.judge)
     columns = ["trial", "instance", "image_id", "time"]
     images: dict[tuple[int, int], str] = {}
     times: dict[int, list[datetime]] = {}

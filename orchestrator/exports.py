@@ -17,8 +17,9 @@ from orchestrator.catalog.frames import best, joined
 from orchestrator.catalog.schema import SCHEMAS, SUFFIXES, huggingface_metadata, suffix
 from orchestrator.catalog.tables import Tables
 from orchestrator.images import checked_id
-from orchestrator.study_folder import named_folder
+from orchestrator.study_folder import as_filed, named_folder
 from search_spaces.errors import InputError, did_you_mean
+from search_spaces.requests import Settings
 from workers.atomic_files import new_file, new_folder
 
 SHARD_ROWS = 1024
@@ -43,13 +44,22 @@ class Export:
 
 
 def rows_of(
-    tables: Tables, study: str, where: str | None = None, top: int | None = None, pictures: bool = False
+    tables: Tables,
+    study: str,
+    where: str | None = None,
+    top: int | None = None,
+    pictures: bool = False,
+    filed: Callable[[Settings], Settings] = dict,
 ) -> pa.Table:
     """A study's joined rows that a condition holds for, of these the `top` with the largest score, best first.
 
+    Swept settings are under the values that `filed` gives.
     Raises InputError for what the condition does not say.
     """
-    rows = best(tables, study, top) if top and where is None else joined(tables, study, pictures=False)
+    if top and where is None:
+        rows = best(tables, study, top, filed)
+    else:
+        rows = joined(tables, study, pictures=False, as_filed=filed)
     if where is not None:
         rows = filtered(rows, where)
     if top is not None:
@@ -88,7 +98,7 @@ def export(
         return _to_optuna(study, place, root)
     named_folder(study, root)  # says so where that is no name
     _check_known(tables, study, root)
-    rows = rows_of(tables, study, where, top)
+    rows = rows_of(tables, study, where, top, filed=as_filed(study, root))
     if not rows.num_rows:
         raise InputError(f"no row of {study} is left to export; loosen --where")
     kind = FORMATS[to]

@@ -19,6 +19,7 @@ from search_spaces.strategies import PastTrial
 from search_spaces.strategies.halving import pictures
 from search_spaces.strategies.racing import smallest_significant
 from search_spaces.strategies.staged import coarse
+from search_spaces.strategies.trials import as_filed
 from search_spaces.strategies.validation import VALIDATED
 from search_spaces.study import SURVEY_LIMIT, Study
 from workers.atomic_files import write_file
@@ -130,11 +131,11 @@ def image_count(study: Study, trials: int) -> int:
 
 
 def of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:
-    """Past trials that the study, as its file is now, would deal too, under their own settings or a twin's."""
+    """Past trials that the study, as its file is now, would deal too, under the file's own settings."""
     candidates = {study.judge.candidate(settings) for settings in (found.candidates if found else ())}
     return [
         trial
-        for trial in past
+        for trial in as_filed(past, study.judge)
         if study.judge.candidate(trial.settings) in candidates or study.holds(trial.settings)
     ]
 

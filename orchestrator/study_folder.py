@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from orchestrator.budget import Spent
 from search_spaces.errors import InputError
+from search_spaces.requests import Settings
 from search_spaces.study import Study, difference
 from search_spaces.study_file import NAME
 from workers.atomic_files import write_file
@@ -223,6 +224,15 @@ def named_folder(study: str, root: str) -> StudyFolder:
     if not re.fullmatch(NAME, study):
         raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
     return StudyFolder(root, study)
+
+
+def as_filed(study: str, root: str) -> Callable[[Settings], Settings]:
+    """What puts a named study's swept settings under its file's own values; leaves them where that is gone."""
+    with suppress(InputError):
+        pinned = named_folder(study, root).pinned()
+        if pinned is not None:
+            return pinned.judge.as_filed
+    return dict
 
 
 class _Log(logging.FileHandler):

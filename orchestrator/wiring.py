@@ -30,7 +30,7 @@ from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.halving import Halving
 from search_spaces.strategies.racing import smallest_significant
 from search_spaces.strategies.staged import Coordinate, Refine
-from search_spaces.strategies.trials import Trials
+from search_spaces.strategies.trials import Trials, as_filed
 from search_spaces.strategies.validation import Validation
 from search_spaces.study import Study
 from workers.pipelines import Generated, Pipeline
@@ -60,6 +60,7 @@ DEFAULT_BATCH = 8
 def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
     """The strategy that a study names."""
     search, judge, instances = study.search, study.judge, len(study.instances)
+    past = as_filed(past, judge)
     if search.samples:
         return _sampler(study, past)
     trials = Trials(judge, study.objective, past)

@@ -78,10 +78,19 @@ Domain = Annotated[Choices | FloatRange | IntRange, Field(discriminator="kind")]
 
 def offers(domain: Domain, value: Value) -> bool:
     """Whether a value is one of a list's, or of a range's: on its lattice, where it has one."""
+    return bool(spellings(domain, value))
+
+
+def spellings(domain: Domain, value: Value) -> list[Value]:
+    """A value as a domain itself writes it (7.0 as 7, where its list has that); nothing where it has none such."""
     if isinstance(domain, Choices):
-        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in domain.values)
+        same = (each for each in domain.values if isinstance(value, bool) == isinstance(each, bool))
+        return [each for each in same if each == value]
     points = domain.points()
-    return spans(domain, value) and (points is None or value in points)
+    if not spans(domain, value) or not (points is None or value in points):
+        return []
+    assert isinstance(value, int | float)
+    return [int(value) if isinstance(domain, IntRange) else float(value)]
 
 
 def spans(domain: Domain, value: Value) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import TopologicalSorter
+from itertools import islice
 
 from pydantic import BaseModel, ConfigDict
 
-from search_spaces.domains import Choices, Domain, FloatRange, contains, landmarks
+from search_spaces.domains import Choices, Domain, FloatRange, contains, landmarks, spellings
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Settings, Value, content_hash
 
@@ -179,6 +180,9 @@ def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str,
     return canon
 
 
+MOST_TWINS = 1000
+"""Values of an axis among which one is looked for that draws the same as a value that the axis has not."""
+
 Exclusion = Mapping[str, Domain]
 """Settings with a value in each of these domains are not tried."""
 
@@ -220,6 +224,27 @@ class Judge:
     def candidate(self, swept: Settings) -> str:
         """Equal for settings that draw the same pictures."""
         return content_hash(canonical_settings(self.complete(swept), self.model))
+
+    def as_filed(self, swept: Settings) -> dict[str, Value]:
+        """Swept settings under the study file's own values, wherever it has such that draw the same pictures.
+
+        The model's own settings, those of `search.enqueue` and those of an earlier file may say None where the file
+        says "", and whoever looks for the file's values would miss them.
+        """
+        own = dict(swept)
+        for name in self.axes.keys() & swept.keys():
+            same = spellings(self.axes[name], own[name]) or self._twins(own, name)
+            able = (value for value in same if self.obstacle({**own, name: value}) is None)
+            if same:
+                own[name] = same[0] if len(same) == 1 else next(able, same[0])
+        return own
+
+    def _twins(self, own: Settings, name: str) -> list[Value]:
+        """An axis' values that draw the same as the one in some settings; those first that do so by themselves."""
+        points = islice(self.axes[name].points() or (), MOST_TWINS)
+        wanted, alone = self.candidate(own), canonical_settings({name: own[name]}, self.model)
+        found = [value for value in points if self.candidate({**own, name: value}) == wanted]
+        return sorted(found, key=lambda value: canonical_settings({name: value}, self.model) != alone)
 
     def obstacle(self, swept: Settings) -> str | None:
         """Why the settings cannot run or are not to be tried, or None."""

@@ -109,16 +109,18 @@ class Study(BaseModel):
     def baseline(self) -> dict[str, Value]:
         """The swept settings as the model itself has them: what every other trial is compared with.
 
-        Where the model has no default (a prompt, a scheduler's option), None.
+        Where the model has no default (a prompt, a scheduler's option), None; under the file's own values where it
+        has such.
         """
         defaults = {**self.model.keywords, "scheduler": self.model.scheduler}
-        return {name: defaults.get(name) for name in self.space.axes}
+        return self.judge.as_filed({name: defaults.get(name) for name in self.space.axes})
 
     @property
     def first(self) -> list[dict[str, Value]]:
         """Swept settings that are tried before all others: what the file says, and the model's defaults."""
-        named = [{**self.baseline, **settings} for settings in self.search.enqueue]
-        return [settings for settings in [*named, self.baseline] if self.judge.obstacle(settings) is None]
+        judge, baseline = self.judge, self.baseline
+        named = [judge.as_filed({**baseline, **settings}) for settings in self.search.enqueue]
+        return [settings for settings in [*named, baseline] if judge.obstacle(settings) is None]
 
     def holds(self, swept: Settings) -> bool:
         """Whether the study, as its file is now, may try some swept settings of an earlier session.

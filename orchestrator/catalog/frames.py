@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +14,26 @@ from orchestrator.catalog.parquet import Scores
 from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS
 from orchestrator.catalog.tables import Tables
 from search_spaces.models import PIXEL_SCORERS
+from search_spaces.requests import Settings
 
 STATES = ("scored", "infeasible", "lost")
 """Of an instance that has had several, the one that holds: a lost image may have been tried again."""
 
 
-def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | None = None) -> pa.Table:
+def joined(
+    tables: Tables,
+    study: str,
+    pictures: bool = True,
+    among: pa.Array | None = None,
+    as_filed: Callable[[Settings], Settings] = dict,
+) -> pa.Table:
     """A row per trial, instance and role of a study, with settings, score and picture.
 
     Columns: those of `trials` but for `settings`, with `value` the score, null without one, then those of
     `images`; early looks, which have no picture, are left out. Swept settings are the trial's own, where a
-    twin of other settings drew the picture. A pixel scorer has a column of its name where it judged any of them.
-    Without `pictures`, no picture is read and `image` is not there. `among` are the only image_ids of interest.
+    twin of other settings drew the picture, under the values that `as_filed` gives. A pixel scorer has a column of
+    its name where it judged any of them. Without `pictures`, no picture is read and `image` is not there. `among`
+    are the only image_ids of interest.
     """
     wanted = (pc.field("study") == study) & (pc.field("role") != "look")
     if among is None:
@@ -38,7 +47,7 @@ def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | 
     found = Index(keys(images["image_id"].take(pa.array(drawn_first)))).rows(keys(trials["image_id"]))
     rows = drawn_first[found] if len(drawn_first) else np.zeros(len(found), np.int64)
     made = images.take(pa.array(rows, mask=found < 0))
-    swept = [json.loads(settings) for settings in trials["settings"].to_pylist()]
+    swept = _swept(trials, as_filed)
     scores = Scores(tables, set(trials["scorer"].unique().to_pylist()), among)
     value = scores.column(trials)
     table = trials.drop_columns(["settings", "after", "value"]).append_column("value", value)
@@ -54,6 +63,15 @@ def joined(tables: Tables, study: str, pictures: bool = True, among: pa.Array | 
     return _with_pixel_scores(table, tables, among)
 
 
+def _swept(trials: pa.Table, as_filed: Callable[[Settings], Settings]) -> list[Settings]:
+    """Each row's swept settings, which are the same for all rows of a trial."""
+    found: dict[int, Settings] = {}
+    for trial, settings in zip(trials["trial"].to_pylist(), trials["settings"].to_pylist(), strict=True):
+        if trial not in found:
+            found[trial] = as_filed(json.loads(settings))
+    return [found[trial] for trial in trials["trial"].to_pylist()]
+
+
 def _with_pixel_scores(table: pa.Table, tables: Tables, among: pa.Array | None) -> pa.Table:
     """A joined table with a column for each pixel scorer that judged any of its pictures, null where it did not."""
     for name, scorer in PIXEL_SCORERS.items():
@@ -64,7 +82,7 @@ def _with_pixel_scores(table: pa.Table, tables: Tables, among: pa.Array | None) 
     return table
 
 
-def best(tables: Tables, study: str, count: int) -> pa.Table:
+def best(tables: Tables, study: str, count: int, as_filed: Callable[[Settings], Settings] = dict) -> pa.Table:
     """At least the `count` joined rows with the largest score of a study, without pictures, and few others.
 
     The scores are looked through alone; of the rest only what belongs to the best of them is read.
@@ -77,7 +95,7 @@ def best(tables: Tables, study: str, count: int) -> pa.Table:
     while True:
         least = float(np.partition(values, -reach)[-reach]) if reach < len(values) else -np.inf
         ids = tables.read("scores", ["image_id"], of_these & (pc.field("value") >= least))["image_id"]
-        found = joined(tables, study, False, ids.unique())
+        found = joined(tables, study, False, ids.unique(), as_filed)
         # A row with less may have a better one outside: its image is here for another text, or another study.
         enough = pc.sum(pc.greater_equal(found["value"], least)).as_py() or 0
         if enough >= count or reach >= len(values):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from search_spaces.requests import Failed, Looked, Outcome, Scored, Settings, Trial
 from search_spaces.space import Judge
@@ -11,12 +12,14 @@ from search_spaces.strategies import PastTrial, Report
 class Trials:
     """Trials by candidate: settings that draw the same pixels are one trial, and keep its number for ever.
 
-    `objective` names the score that counts; larger is better.
+    A trial keeps its settings too, which are the study file's own where it has such. `objective` names the score that
+    counts; larger is better.
     """
 
     def __init__(self, judge: Judge, objective: str, past: Sequence[PastTrial] = ()) -> None:
         self._judge, self._objective = judge, objective
         self._numbers = {judge.candidate(trial.settings): trial.number for trial in past}
+        self._trials: dict[str, Trial] = {}
         self._outcomes = {trial.number: dict(trial.outcomes) for trial in past}
         self._looks = {
             (trial.number, instance): {look.after: look for look in looks}
@@ -34,7 +37,9 @@ class Trials:
         if candidate not in self._numbers:
             self._numbers[candidate] = self._next
             self._next += 1
-        return Trial(self._numbers[candidate], settings)
+        if candidate not in self._trials:
+            self._trials[candidate] = Trial(self._numbers[candidate], self._judge.as_filed(settings))
+        return self._trials[candidate]
 
     def candidates(self, cells: Iterable[Settings]) -> Iterator[Trial]:
         """The trials of some cells in their order, lazily, each once, without those that cannot run."""
@@ -83,6 +88,11 @@ class Trials:
         scores = [self.score(number, instance) for instance in range(instances)]
         known = [score for score in scores if score is not None]
         return math.fsum(known) / instances if len(known) == instances else None
+
+
+def as_filed(past: Iterable[PastTrial], judge: Judge) -> list[PastTrial]:
+    """Past trials under the study file's own values, where it has such: an earlier version kept the model's."""
+    return [replace(trial, settings=judge.as_filed(trial.settings)) for trial in past]
 
 
 def _any_infeasible(outcomes: Iterable[Outcome]) -> bool:

@@ -28,9 +28,11 @@ from orchestrator.tracking import NullTracker
 from orchestrator.wiring import make_strategy, make_validation, raced
 from search_spaces.objectives import parse_constraint
 from search_spaces.requests import ImageRequest, Scored
-from search_spaces.space import Survey, survey
+from search_spaces.space import Judge, Survey, survey
 from search_spaces.strategies import PastTrial
+from search_spaces.strategies.grid import Grid
 from search_spaces.strategies.halving import pictures
+from search_spaces.strategies.trials import Trials
 from search_spaces.study import Study
 from search_spaces.study_file import BudgetSpec, SearchSpec
 from tests.orchestrator.studies import fake_worker, small_study
@@ -74,8 +76,45 @@ def test_a_value_that_left_stays_where_a_twin_of_it_is_still_there(tmp_path: Pat
     run(small_study(guidance=(0.5, 3)), tmp_path)
     run(small_study(guidance=(1, 3)), tmp_path)
     found = api.results("small", str(tmp_path))
-    assert {trial.settings["guidance_scale"] for trial in found.trials} == {0.5, 3, 7.5}
+    assert {trial.settings["guidance_scale"] for trial in found.trials} == {1, 3, 7.5}, (
+        "the file's own values"
+    )
     assert found.gone == 0
+
+
+def cells_of(root: Path) -> set[tuple[object, object]]:
+    """The pairs of guidance and negative prompt that a study's frame has."""
+    rows = api.frame("small", str(root), pictures=False).to_pylist()
+    return {(row["guidance_scale"], row["negative_prompt"]) for row in rows}
+
+
+def test_every_cell_is_in_the_frame_under_the_files_own_values(tmp_path: Path) -> None:
+    study = small_study(guidance=(3, 7.5))
+    run(study, tmp_path)
+    four = {(3, ""), (3, "cartoon"), (7.5, ""), (7.5, "cartoon")}
+    assert cells_of(tmp_path) == four
+    assert {tuple(trial.settings.values()) for trial in api.results("small", str(tmp_path)).trials} == four
+    place = tmp_path / "rows.csv"
+    api.export("small", "csv", str(place), str(tmp_path), where="negative_prompt == ''")
+    assert len(place.read_text().splitlines()) == 1 + 2 * len(study.instances)
+
+
+def test_what_an_earlier_version_called_by_the_models_values_has_the_files_now(tmp_path: Path) -> None:
+    study = small_study(guidance=(3, 7.5))
+    StudyFolder(str(tmp_path), "small").pin(study, "", {})
+    unaware = Trials(Judge(study.settings, study.model), study.objective)
+    old = Grid(unaware, [{"guidance_scale": 7.5, "negative_prompt": None}, *study.space.lattice()], 3)
+    catalog = ParquetCatalog(Tables(tmp_path), study)
+    sweep(study, old, InProcessPool(fake_worker(), 4), catalog, NullTracker(), [])
+    raw = Tables(tmp_path).read("trials", ["settings"])["settings"].unique().to_pylist()
+    assert any("null" in settings for settings in raw)
+
+    assert cells_of(tmp_path) == {(3, ""), (3, "cartoon"), (7.5, ""), (7.5, "cartoon")}
+    found = api.results("small", str(tmp_path))
+    assert found.trials[0].settings == {"guidance_scale": 7.5, "negative_prompt": ""}
+    assert found.baseline == 0
+    done = run(study, tmp_path)
+    assert (done.generated, done.reused) == (0, 0), "it goes on where it was"
 
 
 @pytest.mark.parametrize("walk", [survey, lambda *_: None])

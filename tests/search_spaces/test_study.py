@@ -487,9 +487,71 @@ def test_the_models_own_settings_are_the_baseline_and_tried_first() -> None:
         "num_inference_steps": 20,
         "guidance_scale": 5.0,
         "strength": 1.0,
-        "negative_prompt": None,
+        "negative_prompt": "",
     }
     assert pinned.first == [{**pinned.baseline, "num_inference_steps": 30, "strength": 0.4}, pinned.baseline]
+
+
+AXES: dict[str, list[Any]] = {
+    "num_inference_steps": [20, 30, 3],
+    "guidance_scale": [1, 5, 0.5, 7.5],
+    "strength": [1, 0.5, 0.51],
+    "negative_prompt": ["cartoon", "", None],
+    "eta": [0, 1],
+}
+
+
+@given(
+    axes=st.fixed_dictionaries(
+        {}, optional={name: st.lists(st.sampled_from(v), min_size=1, unique=True) for name, v in AXES.items()}
+    ).filter(bool),
+    enqueued=st.fixed_dictionaries({}, optional={name: st.sampled_from(v) for name, v in AXES.items()}),
+    left_out=st.fixed_dictionaries({}, optional={name: st.sampled_from(v) for name, v in AXES.items()}),
+    kind=st.sampled_from([INPAINTING, SDXL, EMBEDDED]),
+)
+@law
+def test_a_candidate_bears_the_files_values_wherever_the_file_has_such_a_cell(
+    axes: dict[str, list[Any]], enqueued: dict[str, Any], left_out: dict[str, Any], kind: ModelDescription
+) -> None:
+    enqueue = {name: value for name, value in enqueued.items() if name in axes}
+    rules = [{name: [value] for name, value in left_out.items() if name in axes}]
+    space = {name: list(values) for name, values in axes.items()}
+    rest = f"search: {{enqueue: {json.dumps([enqueue] if enqueue else [])}}}\nexclude: "
+    try:
+        pinned = study(json.dumps(space), model=kind, rest=rest + json.dumps(rules if rules[0] else []))
+    except InputError:
+        assume(False)
+    judge, cells = pinned.judge, list(pinned.space.lattice())
+    able = [cell for cell in cells if judge.obstacle(cell) is None]
+    of_the_file = {judge.candidate(cell) for cell in able}
+    found = survey(pinned.space, judge, pinned.first).candidates
+    for settings in [*found, *pinned.first]:
+        assert settings in able or judge.candidate(settings) not in of_the_file
+        assert judge.as_filed(settings) == settings
+    assert {judge.candidate(settings) for settings in found} >= of_the_file
+    for cell in cells:
+        assert judge.as_filed(cell) == cell or judge.obstacle(cell) is not None
+        assert judge.candidate(judge.as_filed(cell)) == judge.candidate(cell)
+
+
+def test_the_files_own_cell_is_not_renamed_by_the_models_settings() -> None:
+    axes = "{guidance_scale: [3, 5], negative_prompt: ['', cartoon]}"
+    pinned = study(axes)
+    assert pinned.first == [{"guidance_scale": 5.0, "negative_prompt": ""}]
+    assert pinned.first[0] in survey(pinned.space, pinned.judge, pinned.first).candidates
+    left_out = study(axes, rest="exclude: [{guidance_scale: 5, negative_prompt: ''}]")
+    assert left_out.first == [], "the model's own settings are the cell that is left out"
+    assert len(survey(left_out.space, left_out.judge, left_out.first).candidates) == 3
+    enqueued = study(axes, rest="search: {enqueue: [{negative_prompt: null, guidance_scale: 3}]}")
+    assert enqueued.first[0] == {"guidance_scale": 3, "negative_prompt": ""}
+
+
+def test_a_value_that_is_dead_by_itself_is_the_last_to_be_a_files_twin() -> None:
+    pinned = study(
+        "{guidance_scale: [1, 5], negative_prompt: [cartoon, '']}",
+        model=model(keywords={**KEYWORDS, "guidance_scale": 1.0}),
+    )
+    assert pinned.baseline == {"guidance_scale": 1.0, "negative_prompt": ""}
 
 
 def test_a_baseline_that_is_left_out_is_not_tried() -> None:
