@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from orchestrator.catalog.schema import SCHEMAS, row_settings, suffix, version
+from orchestrator.catalog.schema import ASKED_SIZE, SCHEMAS, row_settings, suffix, version
 from orchestrator.catalog.tables import Tables
 from orchestrator.report.script import script
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, named_folder
@@ -94,8 +94,15 @@ def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], 
 
 
 def _settings(row: Mapping[str, Value], pinned: Study) -> dict[str, Value]:
+    """The complete settings of an image, of which a study that uses it is pinned."""
     model = pinned.model
-    return row_settings(row, [*model.keywords, *model.scheduler_kinds, "scheduler"])
+    settings = row_settings(row, [*model.keywords, *model.scheduler_kinds, "scheduler"])
+    for name in ASKED_SIZE.keys() & settings.keys():
+        if (
+            settings[name] is None
+        ):  # a row of an earlier version: where it was swept, the picture's own size tells
+            settings[name] = pinned.settings.get(name, row[name])
+    return settings
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from typing import Any
 
 import pyarrow as pa
 
@@ -35,6 +36,9 @@ SETTING_COLUMNS: Mapping[str, pa.DataType] = {
     "clip_skip": pa.int64(),
 }
 
+ASKED_SIZE: Mapping[str, str] = {"width": "asked_width", "height": "asked_height"}
+"""The size that a pipeline is asked for, and its column: a picture may come out in another."""
+
 _IMAGE_COLUMNS: Mapping[str, pa.DataType] = {
     "image_id": pa.string(),
     "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
@@ -53,8 +57,10 @@ _IMAGE_COLUMNS: Mapping[str, pa.DataType] = {
     "seed": pa.int64(),
     "effective_steps": pa.int64(),
     "unet_calls": pa.int64(),
-    "width": pa.int64(),
+    "width": pa.int64(),  # of the picture as it came out
     "height": pa.int64(),
+    "asked_width": pa.int64(),  # of the pipeline, null where nothing was asked for, and in rows of earlier versions
+    "asked_height": pa.int64(),
     "input_image": pa.string(),
     "input_mask": pa.string(),
     "pixel_revision": pa.int64(),
@@ -102,6 +108,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 REPEATED = frozenset(
     {"status", "reason", "model", "revision", "task", "pipeline", "dtype", "prompt", *SETTING_COLUMNS}
     | {"other_settings", "effective_steps", "unet_calls", "width", "height", "input_image", "input_mask"}
+    | {"asked_width", "asked_height"}
     | {"pixel_revision", "diffusers", "torch", "latentsweep", "device", "scorer", "text", "study", "role"}
     | {"state", "settings", "after"}
 )
@@ -180,7 +187,7 @@ def image_row(done: Done, study: Study) -> dict[str, object]:
     request, model = done.request, study.model
     settings = dict(request.settings)
     size = done.provenance.width, done.provenance.height
-    others = {k: v for k, v in settings.items() if k not in SETTING_COLUMNS and k not in ("width", "height")}
+    others = {k: v for k, v in settings.items() if k not in SETTING_COLUMNS and k not in ASKED_SIZE}
     failed = done.outcome if isinstance(done.outcome, Failed) else None
     return {
         "image_id": request.image_id,
@@ -202,6 +209,7 @@ def image_row(done: Done, study: Study) -> dict[str, object]:
         "unet_calls": done.provenance.unet_calls,
         "width": size[0] or settings.get("width"),
         "height": size[1] or settings.get("height"),
+        **{column: settings.get(name) for name, column in ASKED_SIZE.items()},
         "input_image": request.image,
         "input_mask": request.mask,
         "pixel_revision": PIXEL_REVISION,
@@ -227,9 +235,10 @@ def suffix(picture: bytes) -> str:
 
 
 def row_settings(row: Mapping[str, object], names: Collection[str]) -> dict[str, Value]:
-    """Those of some settings that a row of `images` was drawn with."""
-    others = json.loads(str(row["other_settings"]))
-    return {name: row.get(name, others.get(name)) for name in names if name in row or name in others}  # type: ignore[misc]
+    """Those of some settings that a row of `images` was drawn with; None for a size that it does not tell."""
+    kept: dict[str, Any] = {**json.loads(str(row["other_settings"])), **row}
+    kept |= {name: row.get(column) for name, column in ASKED_SIZE.items()}
+    return {name: kept[name] for name in names if name in kept}
 
 
 def score_rows(done: Done, study: Study) -> list[dict[str, object]]:

@@ -40,15 +40,16 @@ def killed(to: str, kills: int, folder: Path) -> Counter[str]:
     if not root.exists():
         run(root, small_study("killed", seeds=SEEDS))
     whole = folder / f"whole-{to}"
-    begun = time.monotonic()
     subprocess.run(command(to, whole, root), check=True, capture_output=True)
+    begun = time.monotonic()
+    subprocess.run(command(to, folder / f"again-{to}", root), check=True, capture_output=True)
     seconds = time.monotonic() - begun
     counted: Counter[str] = Counter()
     for _ in range(kills):
         with tempfile.TemporaryDirectory(dir=folder) as name:
             place = Path(name) / "out"
             process = subprocess.Popen(command(to, place, root), stdout=subprocess.DEVNULL)
-            time.sleep(chance.uniform(0.3, 1.0) * seconds)  # before that it starts Python
+            time.sleep(chance.uniform(0.4, 1.0) * seconds)  # before that it starts Python
             counted["killed"] += process.poll() is None
             process.kill()
             process.wait()
