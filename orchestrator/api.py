@@ -40,15 +40,17 @@ from orchestrator.plan import (
     make_plan,
     of_this_space,
     remember_rate,
+    searched_images,
     surveyed,
     trial_count,
 )
 from orchestrator.pool import Pool
 from orchestrator.report.closer import closer_study
 from orchestrator.report.contact_sheet import contact_sheet
-from orchestrator.report.results import Results, TrialResult, settings_text
-from orchestrator.report.statistics import ranking
+from orchestrator.report.results import Results, TrialResult
+from orchestrator.report.standing import best_text
 from orchestrator.rescoring import Rescored
+from orchestrator.session import Extent, Session
 from orchestrator.studies import Compared, removal, remove, reused_from, studies
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, as_filed, local_root, named_folder
 from orchestrator.sweep import Progress, sweep
@@ -99,9 +101,36 @@ class RunResult:
 
     @property
     def was_complete(self) -> bool:
-        """Whether an earlier run had done everything already."""
+        """Whether earlier runs had done everything already, failed images included: this one had nothing to do."""
         progress = self.progress
-        return not (progress.generated or progress.reused or progress.ended_by or self.stopped)
+        did = progress.generated or progress.reused or progress.failed > progress.failed_before
+        return progress.ended == "finished" and not did
+
+    @property
+    def conclusion(self) -> tuple[str, str] | None:
+        """What the run came to, as a label and a sentence; None where it did all that was left, and all of it well.
+
+        A budget that ended it has its own note.
+        """
+        progress = self.progress
+        if progress.ended == "stopped":
+            return "stopped", "the same command goes on where it was"
+        if progress.ended == "budget" or not (self.was_complete or progress.failed):
+            return ("stopped", "nothing was left to do") if self.stopped else None
+        label, told = "finished", "nothing is left to do"
+        if self.was_complete:
+            label, told = "complete", "the study was finished before; nothing was left to do"
+        if not progress.failed:
+            return label, told
+        failed = f"{progress.failed:,} of {progress.images:,} images failed"
+        if 0 < progress.failed_before < progress.failed:
+            failed += f", {progress.failed_before:,} of them in earlier runs"
+        if progress.lost:
+            return (
+                "not complete",
+                f"{failed}; --retry-failed tries the {progress.lost:,} again that were lost",
+            )
+        return label, f"{told}, but {failed}"
 
     @property
     def exit_code(self) -> int:
@@ -273,7 +302,9 @@ def _sweep(
     there = of_this_space(past, study, found)
     of_others = judged(there, study) - judged(gone_on_with(there, study), study)
     raced = wiring.raced(study, found)
-    total = of_others + image_count(study, trial_count(study, found, raced))
+    trials = trial_count(study, found, raced)
+    total = of_others + image_count(study, trials)
+    extent = Extent(trials, of_others + searched_images(study, trials), study.search.strategy != "grid")
     strategy = wiring.make_strategy(study, past)
     notes: list[str] = []
 
@@ -284,6 +315,7 @@ def _sweep(
 
     catalog = ParquetCatalog(tables, study)
     patient = Patient(catalog, tell, interrupted)
+    patient.persist(lambda: folder.keep_session(Session("running", extent)))
 
     def shown(progress: Progress) -> None:
         watch(progress)
@@ -304,6 +336,7 @@ def _sweep(
         keep_spent=lambda spent: patient.persist(lambda: folder.keep_spent(spent)),
         validation=partial(_validation, study, tables, retry_failed) if study.search.validation else None,
     )
+    patient.persist(lambda: folder.keep_session(Session(progress.ended, extent)))
     progress.notes += [*notes, *tables.notices, *_reused(tables, catalog.reused, study.name)]
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
@@ -345,10 +378,12 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
         known = sorted(tables.counts("trials", "study"))
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
-    return _results(study, past, pinned, tables)
+    return _results(study, past, pinned, tables, StudyFolder(root, study).session())
 
 
-def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables: Tables) -> Results:
+def _results(
+    name: str, past: Sequence[PastTrial], pinned: Study | None, tables: Tables, session: Session | None
+) -> Results:
     objective = pinned.objective if pinned else _objective(past)
     instances = (
         len(pinned.instances) if pinned else 1 + max((i for t in past for i in t.outcomes), default=-1)
@@ -404,6 +439,9 @@ def _results(name: str, past: Sequence[PastTrial], pinned: Study | None, tables:
         objectives=pinned.directions if pinned else {},
         constraints=pinned.constraints if pinned else (),
         gone=tried - len(past),
+        ended=session.ended if session else None,
+        extent=session.extent if session else None,
+        has_baseline=pinned is not None and pinned.judge.obstacle(pinned.baseline) is None,
     )
 
 
@@ -610,14 +648,8 @@ def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
 
 
 def best(study: str, root: str = DEFAULT_ROOT) -> str:
-    """A study's best settings and their score, or that there is none, for a line."""
-    found = results(study, root)
-    leaders = ranking(found)
-    if not leaders:
-        return "no setting is judged in full"
-    score, half = leaders[0].score.mean, leaders[0].score.half_width
-    interval = "" if half is None else f" ± {half:.2g}"
-    return f"best {found.objective} {score:.4g}{interval}: {settings_text(leaders[0].trial.settings)}"
+    """A study's best settings and their score, or why there are none, and what they are the best of; for a line."""
+    return best_text(results(study, root))
 
 
 def frame(study: str, root: str = DEFAULT_ROOT, pictures: bool = True) -> pa.Table:

@@ -361,10 +361,8 @@ def _run(options: argparse.Namespace) -> int:
         ("study", str(result.folder)),
         *(("note", message) for message in result.messages),
     ]
-    if result.was_complete:
-        rows.append(("complete", "the study was finished before; nothing was left to do"))
-    if result.stopped:
-        rows.append(("stopped", "the same command goes on where it was"))
+    if result.conclusion is not None:
+        rows.append(result.conclusion)
     _print_rows(console, rows)
     return result.exit_code
 
@@ -581,15 +579,15 @@ def _rm(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     from orchestrator import api
     from orchestrator.report.results import settings_text
+    from orchestrator.report.statistics import Nobody
 
     first, second = options.studies
     found = api.diff(first, second, options.root)
     rows = [(name, f"{was} → {now}") for name, was, now in found.facts]
     rows.append(("instances", f"{found.shared} shared"))
     for name, best in zip(options.studies, found.bests, strict=True):
-        rows.append(
-            (f"best of {name}", "none yet" if best is None else settings_text(best) or "its one setting")
-        )
+        told = f"none: {best.why}" if isinstance(best, Nobody) else settings_text(best) or "its one setting"
+        rows.append((f"best of {name}", told))
     if found.best is not None:
         rows.append(("best − best", f"{_plus_minus(found.best)}, {second} − {first}"))
     if found.same is not None:
@@ -599,7 +597,7 @@ def _diff(options: argparse.Namespace) -> int:
                 f"{_plus_minus(found.same)}, {second} − {first}, over {found.settings} settings",
             )
         )
-    if found.best is None:
+    if found.best is None and found.same is None:
         rows.append(("scores", "not comparable: no shared instance, or another scorer"))
     _print_rows(_Console(), rows)
     return 0

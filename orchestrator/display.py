@@ -55,9 +55,9 @@ def progress_line(progress: Progress, rate: float | None) -> str:
 
 
 def best_line(progress: Progress, objective: str) -> str:
-    """The best settings so far, or that there are none yet."""
+    """The best settings so far, or why there are none yet."""
     if progress.best is None or progress.best_score is None:
-        return "best so far: none judged on all instances yet"
+        return f"best so far: none; {progress.no_best}"
     return f"best so far: {objective} {progress.best_score:.2f} with {settings_text(progress.best)}"
 
 

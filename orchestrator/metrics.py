@@ -105,8 +105,7 @@ class Metrics:
         self.rows.set(math.nan if progress.rows_per_second is None else progress.rows_per_second)
         self.infeasible.set(progress.infeasible)
         self.lost.set(progress.lost)
-        if progress.best_score is not None:
-            self.best.set(progress.best_score)
+        self.best.set(math.nan if progress.best_score is None else progress.best_score)
 
 
 class MeasuredPool:

@@ -122,12 +122,16 @@ def trial_count(study: Study, found: Survey | None, raced: Sequence[Settings] | 
 
 def image_count(study: Study, trials: int) -> int:
     """The pictures of a study, at most: of the search without its early looks, and of the validation."""
-    instances, search = len(study.instances), study.search
-    races = search.strategy == "halving"
-    drawn = _race_pictures(study, trials) if races else trials * instances
+    drawn = searched_images(study, trials)
     if study.budget.images is not None:
         drawn = min(drawn, study.budget.images)  # the validation is outside the search's budget
     return drawn + min(trials, VALIDATED + 1) * len(study.validation_instances)
+
+
+def searched_images(study: Study, trials: int) -> int:
+    """The pictures of a study's search whatever its budget lasts for, at most, without its early looks."""
+    races = study.search.strategy == "halving"
+    return _race_pictures(study, trials) if races else trials * len(study.instances)
 
 
 def of_this_space(past: Sequence[PastTrial], study: Study, found: Survey | None) -> list[PastTrial]:

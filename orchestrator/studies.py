@@ -12,7 +12,7 @@ from orchestrator.catalog.ids import Index, firsts, keys
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Freed, free, of_study_alone
 from orchestrator.report.results import Results, TrialResult, value_text
-from orchestrator.report.statistics import ranking
+from orchestrator.report.statistics import Nobody, Ranked, best, ranking
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root, named_folder
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.estimates import Estimate, estimate
@@ -107,13 +107,14 @@ class Compared:
 
     `shared` counts the instances (input, mask, prompt, text, seed) that both have. `best` is the second's best minus
     the first's over these; `same` the mean difference, over instances, of the settings that both tried, of which
-    there are `settings`. Each is None where nothing can be paired, or the scorers differ.
+    there are `settings`. Each is None where nothing can be paired, or the scorers differ. `bests` are
+    the settings, or why there are none.
     """
 
     facts: Sequence[tuple[str, str, str]]
     shared: int
     settings: int
-    bests: tuple[Settings | None, Settings | None]
+    bests: tuple[Settings | Nobody, Settings | Nobody]
     best: Estimate | None
     same: Estimate | None
 
@@ -127,16 +128,20 @@ def diff(first: tuple[Study, Results], second: tuple[Study, Results]) -> Compare
         for number in range(len(new.instances))
         if (key := _instance(new, number)) in places
     }
-    leaders = ranking(before)[:1], ranking(after)[:1]
-    mine, others = (found[0].trial.settings if found else None for found in leaders)
+    old_best, new_best = best(before, ranking(before)), best(after, ranking(after))
     comparable = old.scorer.id == new.scorer.id and old.objective == new.objective
     common = _common(before, after)
-    best = same = None
+    between = same = None
     if comparable and pairs:
-        if leaders[0] and leaders[1]:
-            best = _paired([(leaders[0][0].trial.scores, leaders[1][0].trial.scores)], pairs)
+        if isinstance(old_best, Ranked) and isinstance(new_best, Ranked):
+            between = _paired([(old_best.trial.scores, new_best.trial.scores)], pairs)
         same = _paired([(a.scores, b.scores) for a, b in common], pairs)
-    return Compared(_facts(old, new), len(pairs), len(common), (mine, others), best, same)
+    bests = _settings_of(old_best), _settings_of(new_best)
+    return Compared(_facts(old, new), len(pairs), len(common), bests, between, same)
+
+
+def _settings_of(found: Ranked | Nobody) -> Settings | Nobody:
+    return found if isinstance(found, Nobody) else found.trial.settings
 
 
 def _instance(study: Study, number: int) -> tuple[Value, ...]:

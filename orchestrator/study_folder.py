@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from orchestrator.budget import Spent
+from orchestrator.session import Session, from_json
 from search_spaces.errors import InputError
 from search_spaces.requests import Settings
 from search_spaces.study import Study, difference
@@ -132,6 +133,21 @@ class StudyFolder:
     def keep_spent(self, spent: Spent) -> None:
         """Write what the study has used up, whole or not at all."""
         write_file(self.path / "spent.json", json.dumps(asdict(spent)).encode())
+
+    def session(self) -> Session | None:
+        """The latest session; one that is marked as running and has no living owner was cut off.
+
+        None where it was not written down, as before it was, or cannot be read.
+        """
+        try:
+            found = from_json((self.path / "session.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return replace(found, ended="cut off") if found.ended == "running" and not self.owner else found
+
+    def keep_session(self, session: Session) -> None:
+        """Write down how the latest session goes or ended, whole or not at all."""
+        _replace(self.path / "session.json", session.to_json())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

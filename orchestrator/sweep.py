@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.budget import Spent, images_left, spent_up
 from orchestrator.catalog import Catalog, Judged, Unscored
+from orchestrator.leading import Leading
 from orchestrator.pool import Done, Pool
+from orchestrator.report.statistics import Nobody
+from orchestrator.session import Ended
 from orchestrator.tracking import TrackedImage, TrackedTrial, Tracker
 from search_spaces.objectives import GPU_SECONDS, keeps
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Role, Scored, Settings, Trial
@@ -25,7 +28,8 @@ WAIT_SECONDS = 0.2
 class Progress:
     """How far a study is. `images` counts judged instances of all sessions, `total` is None where unknown.
 
-    `spent` is of all sessions too; `ended_by` says which budget ended the search, if one did.
+    `spent` is of all sessions too; `ended_by` says which budget ended the search, if one did, `ended` how this
+    session has. Without a `best` so far, `no_best` says why.
     """
 
     total: int | None = None
@@ -34,13 +38,16 @@ class Progress:
     reused: int = 0
     infeasible: int = 0
     lost: int = 0
+    failed_before: int = 0  # of the failed ones, those of earlier sessions
     looks: int = 0
     unet_calls: int = 0
     spent: Spent = field(default_factory=Spent)
     ended_by: str | None = None
+    ended: Ended = "running"
     rows_per_second: float | None = None  # UNet rows, from the first result to the last
     best: Settings | None = None
     best_score: float | None = None
+    no_best: str = "no setting is judged in full"
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -107,6 +114,7 @@ class _Sweep:
         self._flushed_at = clock()
         self._progress = Progress(total, spent=spent)
         self._scores: dict[int, dict[int, Mapping[str, float]]] = {}
+        self._leading = Leading(study)
         self._first_result: float | None = None
         self._rows = 0
         for trial in past:
@@ -116,6 +124,8 @@ class _Sweep:
             for instance, outcome in trial.validation.items():
                 if instance < len(self._instances["validate"]):
                     self._count(Trial(trial.number, trial.settings), instance, outcome, "validate")
+        self._progress.failed_before = self._progress.failed
+        self._tell_best()
 
     def run(self, watch: Callable[[Progress], None], stopping: Callable[[], bool]) -> Progress:
         stopped = False
@@ -135,7 +145,25 @@ class _Sweep:
             # What was under way at the question might have had consequences.
             done = idle and not dealt and (stopped or room > 0 or self._progress.ended_by is not None)
             if done and (stopped or not self._goes_on()):
+                self._end(stopped)
+                watch(self._progress)
                 return self._progress
+
+    def _end(self, stopped: bool) -> None:
+        """Say how the session ended: one that was stopped when nothing was left to do is finished."""
+        progress = self._progress
+        if stopped and (self._waiting or self._strategy.ask(1) or (self._searches and self._validation)):
+            progress.ended = "stopped"
+        else:
+            progress.ended = "budget" if progress.ended_by else "finished"
+        self._tell_best()
+
+    def _tell_best(self) -> None:
+        progress, found = self._progress, self._leading.best(self._progress.ended)
+        if isinstance(found, Nobody):
+            progress.best, progress.best_score, progress.no_best = None, None, found.why
+        else:
+            progress.best, progress.best_score = found.trial.settings, found.score.mean
 
     def _goes_on(self) -> bool:
         """Whether a validation follows, which it begins; the search's budget is judged at its end."""
@@ -247,6 +275,7 @@ class _Sweep:
             self._kept_at = self._flushed_at
         finished = [trial for j in judged if (trial := self._count(j.trial, j.instance, j.outcome, j.role))]
         reports = [Report(j.trial.number, j.instance, j.outcome, j.role) for j in judged]
+        self._tell_best()
         dropped = self._strategy.report(reports)
         self._drop(set(dropped))
         self._tracker.images(
@@ -297,6 +326,8 @@ class _Sweep:
         if isinstance(outcome, Looked):
             return None
         progress.images += 1
+        if role == "search":
+            self._leading.hear(trial, instance, outcome)
         if isinstance(outcome, Failed):
             progress.infeasible += outcome.kind == "infeasible"
             progress.lost += outcome.kind == "lost"
@@ -310,8 +341,7 @@ class _Sweep:
         del self._scores[trial.number]
         mean = math.fsum(each[self._study.objective] for each in scores.values()) / len(scores)
         within = keeps(self._study.constraints, list(scores.values()))
-        if within and (progress.best_score is None or mean > progress.best_score):
-            progress.best, progress.best_score = trial.settings, mean
+        self._leading.complete(trial, scores)
         told = tuple(scores[i][self._study.objective] for i in sorted(scores))
         return TrackedTrial(trial.number, trial.settings, mean, told, within)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.catalog.tables import Tables
 from orchestrator.comet_study import comet_key
 from orchestrator.report.results import Results
-from orchestrator.report.statistics import Ranked, front, ranking
+from orchestrator.report.statistics import Nobody, Ranked, best, front, ranking
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking.comet.content import CometStudy
 from orchestrator.tracking.comet.publish import Publication, PublishedFile
@@ -29,14 +29,15 @@ class Winner:
 def winners(found: Results, study: Study, top: int) -> list[Winner]:
     """The pictures of the best `top` settings, or of all that were judged in full where these are fewer.
 
-    Of several objectives those count that nothing else beats in all. Raises InputError where there is none.
+    Of several objectives those count that nothing else beats in all. Raises InputError where nobody is the best.
     """
     leaders = list(ranking(found))
+    winner = best(found, leaders)
+    if isinstance(winner, Nobody):
+        raise InputError(f"study {found.study} has no best settings yet: {winner.why}; let it run on")
     if len(found.objectives) > 1:
         unbeaten = front(found)
         leaders = [leader for leader in leaders if leader.trial.number in unbeaten]
-    if not leaders:
-        raise InputError(f"study {found.study} has no settings that were judged in full; let it run on")
     return [
         Winner(image_id, f"rank-{rank:02d}/trial-{leader.trial.number}-instance-{number}.png", told)
         for rank, leader in enumerate(leaders[:top], 1)

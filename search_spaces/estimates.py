@@ -40,6 +40,11 @@ class Estimate:
         return None if self.half_width is None else abs(self.mean) <= self.half_width
 
     @property
+    def below_zero(self) -> bool | None:
+        """Whether the whole interval lies below 0; None where there is no interval."""
+        return None if self.half_width is None else self.mean < -self.half_width
+
+    @property
     def above_zero(self) -> bool | None:
         """Whether the whole interval lies above 0; None where there is no interval."""
         return None if self.half_width is None else self.mean > self.half_width

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.report.results import Results
-from orchestrator.report.statistics import ranking
+from orchestrator.report.statistics import Nobody, best, ranking
 from search_spaces import study_file
 from search_spaces.domains import Domain
 from search_spaces.errors import InputError
@@ -52,15 +52,16 @@ def closer_study(study: Study, text: str, results: Results, inputs: Path, folder
 def closer_space(results: Results, axes: Mapping[str, Domain]) -> dict[str, list[Value]]:
     """For every axis the best's value; of a number, those halfway to its tried neighbours too; of a text, the ties'.
 
-    Raises InputError where no trial was judged on all instances.
+    Raises InputError where nobody is the best.
     """
     ranked = ranking(results)
-    if not ranked:
-        raise InputError(f"study {results.study} has no best settings yet; let it run on")
-    best, ties = ranked[0].trial.settings, [entry.trial.settings for entry in ranked if entry.tied]
+    leader = best(results, ranked)
+    if isinstance(leader, Nobody):
+        raise InputError(f"study {results.study} has no best settings yet: {leader.why}; let it run on")
+    ties = [entry.trial.settings for entry in ranked if entry.tied]
     space: dict[str, list[Value]] = {}
     for name, domain in axes.items():
-        here = best[name]
+        here = leader.trial.settings[name]
         if isinstance(here, int | float) and not isinstance(here, bool):
             tried = [value for value in results.axes[name] if isinstance(value, int | float)]
             lower = max((value for value in tried if value < here), default=here)

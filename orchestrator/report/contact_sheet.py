@@ -14,10 +14,13 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, value_text
+from orchestrator.report.standing import part_text
 from orchestrator.report.statistics import (
+    Nobody,
     Ranked,
     TrialLookup,
     axes_by_effect,
+    best,
     decimals,
     estimate_text,
     ranking,
@@ -161,6 +164,7 @@ class _Study:
 
     results: Results
     ranked: tuple[Ranked, ...]
+    best: Ranked | Nobody
     by_number: Mapping[int, Ranked]
     lookup: TrialLookup
     anchor: Settings
@@ -172,6 +176,7 @@ def _study(results: Results) -> _Study:
     return _Study(
         results=results,
         ranked=ranked,
+        best=best(results, ranked),
         by_number={entry.trial.number: entry for entry in ranked},
         lookup=trial_lookup(results, ranked),
         anchor=(ranked[0].trial if ranked else _furthest(results)[0]).settings,
@@ -201,16 +206,21 @@ def _grid_title(study: _Study, axes: tuple[str | None, str | None]) -> str:
 
 def _note(study: _Study, cells: Sequence[Sequence[Cell]]) -> str:
     """What the captions are, and what the frames on this sheet say."""
-    instances, objective = study.results.instances, plain_text(study.results.objective)
+    results = study.results
+    instances, objective, part = results.instances, plain_text(results.objective), part_text(results)
+    so_far = "" if part is None else f". So far {part}"
     if not study.ranked:
-        return f"no settings were judged on all of {instances} instances, so there is no best one yet"
+        return f"no settings were judged on all of {instances} instances, so there is no best one yet{so_far}"
     marks = {cell.mark for row in cells for cell in row}
     score = f"{objective} of one instance"
     if instances > 1:
         score = f"mean {objective} ± {CONFIDENCE:.0%} over {instances} instances"
-    best = ". Thick frame: best" if "best" in marks else ""
-    tied = ". Thin frame: cannot be told apart from the best" if "tied" in marks else ""
-    return f"{score}{best}{tied}"
+    if isinstance(study.best, Nobody):
+        return f"{score}. No best{' yet' if results.is_partial else ''}: {study.best.why}{so_far}"
+    word = "best so far" if results.is_partial else "best"
+    framed = f". Thick frame: {word}" if "best" in marks else ""
+    tied = f". Thin frame: cannot be told apart from the {word}" if "tied" in marks else ""
+    return f"{score}{framed}{tied}{so_far}"
 
 
 def _grid_cell(study: _Study, settings: Settings) -> Cell:
@@ -256,7 +266,7 @@ def _score_text(study: _Study, trial: TrialResult) -> str:
 
 def _mark(study: _Study, trial: TrialResult) -> Mark:
     entry = study.by_number.get(trial.number)
-    if entry is None or not entry.tied:
+    if entry is None or not entry.tied or isinstance(study.best, Nobody):
         return ""
     return "best" if entry.rank == 1 else "tied"
 
@@ -267,7 +277,9 @@ def _best_trials(study: _Study) -> Sheet:
     shown = ([entry.trial for entry in study.ranked] or _furthest(results))[:BEST_TRIALS]
     instances = range(min(results.instances, BEST_INSTANCES))
     cells = tuple(tuple(_instance_cell(study, trial, i) for i in instances) for trial in shown)
-    which = "best" if study.ranked else "most judged"
+    which = "most judged"
+    if study.ranked:
+        which = "of the largest means," if isinstance(study.best, Nobody) else "best"
     return Sheet(
         title=f"the {len(shown)} {which} of {len(results.trials)} settings",
         note=_note(study, cells),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.session import Ended, Extent
 from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Settings
 
@@ -37,7 +38,9 @@ class Results:
     `inert` and `infeasible` are finished sentences. `baseline` is the number of the trial with the model's own
     settings, None where there is none; `fresh` counts the validation's instances. With several `objectives`,
     what counts is the front of them; a trial whose means break `constraints` is not ranked. `gone` counts the
-    trials of earlier sessions whose values the study no longer has.
+    trials of earlier sessions whose values the study no longer has. `ended` is None where nobody wrote down how the
+    last session ended, `extent` where nobody knows how far it was to go; `has_baseline` says that the study judges
+    the model's own settings sooner or later.
     """
 
     study: str
@@ -53,6 +56,22 @@ class Results:
     objectives: Mapping[str, Direction] = field(default_factory=dict)
     constraints: Sequence[Constraint] = ()
     gone: int = 0
+    ended: Ended | None = None
+    extent: Extent | None = None
+    has_baseline: bool = False
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether these are known to be the results of a part of the study."""
+        return self.ended not in (None, "finished")
+
+    @property
+    def awaits_baseline(self) -> bool:
+        """Whether the study goes on, and has not judged the model's own settings on all instances yet."""
+        if not (self.is_partial and self.has_baseline):
+            return False
+        own = next((trial for trial in self.trials if trial.number == self.baseline), None)
+        return own is None or len(own.scores.keys() | own.failures.keys()) < self.instances
 
 
 def shorten(text: str, limit: int) -> str:

@@ -30,7 +30,7 @@ def complete_scores(trial: TrialResult, instances: int) -> tuple[float, ...] | N
 
 def score_mean(trial: TrialResult, score: str, results: Results) -> float | None:
     """A trial's mean of any score over all instances; None where one lacks it."""
-    values = trial.scores if score == results.objective else trial.measured.get(score, {})
+    values = _scores_of(trial, score, results)
     if trial.failures or not values.keys() >= set(range(results.instances)):
         return None
     return math.fsum(values[instance] for instance in range(results.instances)) / results.instances
@@ -101,6 +101,60 @@ def ranking(results: Results) -> tuple[Ranked, ...]:
     return tuple(ranked)
 
 
+@dataclass(frozen=True)
+class Nobody:
+    """There are no best settings; `why` is a clause that says why not."""
+
+    why: str
+
+
+def best(results: Results, ranked: Sequence[Ranked]) -> Ranked | Nobody:
+    """Who may be called the best: the leader of `ranked`, the results' `ranking`, or nobody.
+
+    Only what is judged on all instances is ranked, and the baseline may not be so far yet. Then the leader is not
+    called the best where the baseline is certainly above it (by the paired interval over the instances that both
+    have, with several objectives in all of them), or above it as far as anybody knows, or awaited.
+    """
+    if not ranked:
+        return Nobody("no setting is judged in full")
+    leader = ranked[0]
+    baseline = next((trial for trial in results.trials if trial.number == results.baseline), None)
+    gains = None if baseline is None else _gains(leader.trial, baseline, results)
+    if baseline is not None and complete_scores(baseline, results.instances) is not None:
+        return leader  # which is not below the baseline, or that breaks a constraint
+    if baseline is None or gains is None:
+        return Nobody("the baseline is not judged yet") if results.awaits_baseline else leader
+    if all(gain.below_zero for gain in gains):
+        if all(_trails(entry.trial, baseline, results) for entry in ranked):
+            return Nobody(f"nothing judged{' so far' if results.is_partial else ''} beats the baseline")
+        return Nobody(
+            "the baseline certainly beats the settings of the largest mean on the instances that both have"
+        )
+    if _trails(leader.trial, baseline, results) and not baseline.failures:
+        return Nobody("the baseline is ahead of the others and is not judged in full yet")
+    return leader
+
+
+def _gains(trial: TrialResult, baseline: TrialResult, results: Results) -> list[Estimate] | None:
+    """In each objective, how far a trial is above the baseline on the instances that both have; None without any."""
+    found = []
+    for name, how in {results.objective: "maximize", **results.objectives}.items():
+        mine, theirs = (_scores_of(one, name, results) for one in (trial, baseline))
+        sign = 1 if how == "maximize" else -1
+        found.append([sign * (mine[i] - theirs[i]) for i in sorted(mine.keys() & theirs.keys())])
+    return [estimate(gains) for gains in found] if all(found) else None
+
+
+def _scores_of(trial: TrialResult, name: str, results: Results) -> Mapping[int, float]:
+    return trial.scores if name == results.objective else trial.measured.get(name, {})
+
+
+def _trails(trial: TrialResult, baseline: TrialResult, results: Results) -> bool:
+    """Whether a trial is no better than the baseline in any objective, on what both have."""
+    gains = _gains(trial, baseline, results)
+    return gains is not None and all(gain.mean <= 0 for gain in gains)
+
+
 def shared_difference(first: TrialResult, second: TrialResult) -> Estimate | None:
     """The paired estimate of first − second over the instances that both have scores of; None without one."""
     shared = sorted(first.scores.keys() & second.scores.keys())
@@ -109,7 +163,7 @@ def shared_difference(first: TrialResult, second: TrialResult) -> Estimate | Non
 
 @dataclass(frozen=True)
 class Left:
-    """Trials without a mean that were judged on some instances, and on none in vain: they left early.
+    """Trials without a mean that were judged on some instances, and on none in vain: they left early, or wait.
 
     `certain` are worse than the leader by a paired interval wholly below it; `for_budget` left because the
     rule said so, and nobody knows, `at_looks` of them before any picture was finished.

@@ -13,9 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, value_text
+from orchestrator.report.standing import part_text
 from orchestrator.report.statistics import (
+    Nobody,
     Ranked,
     StepsVerdict,
+    best,
     complete_scores,
     decimals,
     estimate_text,
@@ -53,26 +56,34 @@ def render_report(results: Results, top: int = 10) -> RenderableType:
 
 
 def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
-    if ranked and len(results.objectives) > 1:
+    part = part_text(results)
+    if part:
+        yield f"so far: {part}"
+    winner = best(results, ranked)
+    if ranked and isinstance(winner, Nobody):
+        yield f"best: none{' yet' if results.is_partial else ''}: {winner.why}"
+    elif ranked and len(results.objectives) > 1:
         yield _front_sentence(results)
     elif ranked:
         yield winner_sentence(results, ranked)
     if ranked:
-        yield from _baseline_sentence(results, ranked[0].trial)
+        name = "best" if isinstance(winner, Ranked) else "first in the table"
+        yield from _baseline_sentence(results, ranked[0].trial, name)
         yield from _validation_sentences(results, ranked[0].trial)
-        yield from _left_sentence(results, ranked[0].trial)
+        yield from _left_sentence(results, ranked[0].trial, name)
     verdict = where_steps_stop_paying(results)
     if verdict:
         yield steps_sentence(verdict)
 
 
 def winner_sentence(results: Results, ranked: Sequence[Ranked]) -> str:
-    """Who won, by what score, and how many others cannot be told apart; `ranked` is not empty."""
+    """Who won, by what score, and how many others cannot be told apart; `ranked` is not empty and has a best."""
     leader, others = ranked[0], ranked[1:]
     places = decimals([entry.score for entry in ranked])
     named = settings_text(leader.trial.settings) or "no swept settings"
     score = f"{plain_text(results.objective)} {estimate_text(leader.score, places)}"
-    claim = f"best: {named}: {score} over {_count(results.instances, 'instance')}"
+    word = "best so far" if results.is_partial else "best"
+    claim = f"{word}: {named}: {score} over {_count(results.instances, 'instance')}"
     ties = sum(1 for entry in others if entry.tied)
     if len(results.trials) == 1:
         return f"{claim}; nothing else was tried"
@@ -91,19 +102,19 @@ def _front_sentence(results: Results) -> str:
     return f"front: no other setting is better in {wanted} than {_count(len(front(results)), 'setting')}"
 
 
-def _baseline_sentence(results: Results, leader: TrialResult) -> Iterator[str]:
-    """How far the leader is ahead of the model's own settings."""
+def _baseline_sentence(results: Results, leader: TrialResult, name: str) -> Iterator[str]:
+    """How far the leader, called by a `name`, is ahead of the model's own settings."""
     baseline = next((trial for trial in results.trials if trial.number == results.baseline), None)
     if baseline is None:
         return
     named = settings_text(baseline.settings) or "no swept settings"
     if baseline is leader:
-        yield f"baseline: the model's own settings, {named}, are the best"
+        yield f"baseline: the model's own settings, {named}, are the {name}"
         return
     gain = shared_difference(leader, baseline)
     if gain is not None:
         yield (
-            f"baseline: the model's own settings, {named}; best − baseline "
+            f"baseline: the model's own settings, {named}; {name} − baseline "
             f"{estimate_text(gain, decimals([gain]), signed=True)} over {_count(gain.n, 'shared instance')}"
         )
 
@@ -126,13 +137,18 @@ def _validation_sentences(results: Results, leader: TrialResult) -> Iterator[str
         yield f"{line}, on {_count(results.fresh, 'fresh instance')}"
 
 
-def _left_sentence(results: Results, leader: TrialResult) -> Iterator[str]:
-    """Who left early, and whether that is certain to be right."""
+def _left_sentence(results: Results, leader: TrialResult, name: str) -> Iterator[str]:
+    """Who left early, and whether that is certain to be right; of a search that was broken off nobody knows who."""
     left = left_early(results, leader)
-    if left.certain or left.for_budget:
+    if (left.certain or left.for_budget) and results.ended in ("running", "stopped", "cut off"):
+        yield (
+            f"not in full: {_count(left.certain + left.for_budget, 'setting')}, of which {left.certain} certainly "
+            f"worse than the {name} (paired interval below it)"
+        )
+    elif left.certain or left.for_budget:
         at_looks = f", {left.at_looks} of them at an early look" if left.at_looks else ""
         yield (
-            f"left early: {left.certain} certainly worse than the best (paired interval below it), "
+            f"left early: {left.certain} certainly worse than the {name} (paired interval below it), "
             f"{left.for_budget} for the budget's sake{at_looks}"
         )
 
@@ -190,6 +206,8 @@ def _table(results: Results, ranked: Sequence[Ranked], top: int) -> Table:
     scores = [_score_column(results, ranked, top)]
     on_front = front(results) if len(results.objectives) > 1 else frozenset()
     marks = _Column("", [_mark(entry, on_front) for entry in shown])
+    if isinstance(best(results, ranked), Nobody):
+        marks = _Column("", ["" for _ in shown])
     scores = [*scores, *_other_columns(results, shown)]
     columns = [ranks, *_axis_columns(results, shown), *scores, marks]
     if sum(column.least_width + 2 for column in columns) > WIDTH:

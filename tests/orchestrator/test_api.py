@@ -25,6 +25,7 @@ from orchestrator.catalog.parquet import past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.ray_pool import RayPool
 from orchestrator.report.statistics import axis_effect, front, left_early, ranking, validation
+from orchestrator.session import Extent
 from orchestrator.tracking import optuna_storage
 from search_spaces.errors import InputError
 from search_spaces.requests import ImageRequest
@@ -478,6 +479,10 @@ def test_a_signal_keeps_what_was_made_and_sigkill_loses_nothing_acknowledged(
     assert "*** SIG" not in output, "Ray's own trace"
     kept = api.frame("dragon", str(root))
     assert 0 < kept.num_rows < LONG_IMAGES
+    found = api.results("dragon", str(root))
+    assert (found.ended, found.extent) == ("stopped", Extent(LONG_IMAGES // 6, LONG_IMAGES))
+    assert f"{kept.num_rows} of {LONG_IMAGES} images; stopped by Ctrl-C" in api.best("dragon", str(root))
+    assert f"{kept.num_rows} of {LONG_IMAGES} images; stopped by Ctrl-C" in " ".join(output.split())
     generated = int(re.findall(r"(\d+) generated", output)[0])
     assert generated == kept.num_rows
 
@@ -489,12 +494,14 @@ def test_a_signal_keeps_what_was_made_and_sigkill_loses_nothing_acknowledged(
     process.communicate()
     acknowledged = set(api.frame("dragon", str(root))["image_id"].to_pylist())
     assert len(acknowledged) > kept.num_rows
+    assert "; cut off, or run elsewhere" in api.best("dragon", str(root))
 
     process = start(path, root, "--quiet")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     frame = api.frame("dragon", str(root)).to_pandas()
     assert len(frame) == LONG_IMAGES
+    assert api.results("dragon", str(root)).ended == "finished"
     assert not frame.duplicated(["trial", "instance"]).any()
     assert acknowledged <= set(frame["image_id"])
     assert frame["image"].notna().all()

@@ -40,7 +40,9 @@ def test_a_line_says_what_is_done_and_left() -> None:
     progress = Progress(total=100, images=40, infeasible=1, lost=2)
     assert progress_line(progress, 4.0) == "40/100 images, 4.0 images/s, 15 s left, 3 failed"
     assert progress_line(Progress(images=7), None) == "7 images"
-    assert best_line(Progress(), "clip_score") == "best so far: none judged on all instances yet"
+    assert best_line(Progress(), "clip_score") == "best so far: none; no setting is judged in full"
+    behind = Progress(no_best="nothing judged so far beats the baseline")
+    assert best_line(behind, "clip_score") == "best so far: none; nothing judged so far beats the baseline"
     best = best_line(Progress(best={"guidance_scale": 5.0}, best_score=31.456), "clip_score")
     assert best == "best so far: clip_score 31.46 with guidance_scale 5"
 

@@ -200,6 +200,38 @@ def test_stopping_begins_nothing_new_and_keeps_what_runs() -> None:
     assert pairs(catalog) == Counter({(trial, i): 1 for trial in range(5) for i in range(20)})
 
 
+def test_a_session_says_how_it_ended() -> None:
+    study, catalog, pipeline = small_study(), MemoryCatalog(), FakePipeline(2)
+    assert run(study, catalog, pipeline, stopping=lambda: len(pipeline.made) >= 4).ended == "stopped"
+    progress = run(study, catalog, pipeline, stopping=lambda: len(pipeline.made) >= 15)
+    assert progress.ended == "finished", "it was stopped when nothing was left to do"
+    assert run(study, catalog).ended == "finished"
+    short = study.model_copy(update={"budget": BudgetSpec.model_validate({"images": 6})})
+    limited = run(short, MemoryCatalog())
+    assert (limited.ended, bool(limited.ended_by)) == ("budget", True)
+
+
+def test_a_search_that_is_stopped_before_its_validation_is_not_finished() -> None:
+    search = SearchSpec.model_validate({"validate": 2})
+    study, catalog, pipeline = small_study(search=search), MemoryCatalog(), FakePipeline(2)
+    validation = lambda: make_validation(study, catalog.past())  # noqa: E731
+    stopped = run(study, catalog, pipeline, stopping=lambda: len(pipeline.made) >= 15, validation=validation)
+    assert (stopped.images, stopped.ended) == (15, "stopped")
+
+
+def test_images_that_failed_in_earlier_sessions_are_told_from_those_of_this_one() -> None:
+    study, catalog = small_study(), MemoryCatalog()
+    black = {request.image_id for request in requests_of(study)[:2]}
+
+    def fails(request: ImageRequest) -> Failed | None:
+        return Failed("lost", "a machine died") if request.image_id in black else None
+
+    first = run(study, catalog, FakePipeline(2, fails))
+    assert (first.failed, first.failed_before) == (2, 0)
+    again = run(study, catalog)
+    assert (again.failed, again.failed_before, again.ended) == (2, 2, "finished")
+
+
 def test_stopping_takes_what_is_queued_out_of_the_pool() -> None:
     class Deep(InProcessPool):
         @property

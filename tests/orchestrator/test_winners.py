@@ -188,7 +188,7 @@ def test_mistakes_are_sentences_before_anything_is_asked(recorder: CometRecorder
         api.comet_publish("smal")
     empty = small_study("empty")
     StudyFolder("runs", "empty").pin(empty, TEXT, {})
-    with pytest.raises(InputError, match="has no settings that were judged in full"):
+    with pytest.raises(InputError, match="has no best settings yet: no setting is judged in full"):
         api.comet_publish("empty")
     assert recorder.requests == []
 

@@ -1,0 +1,46 @@
+"""How a study's latest session ended is kept beside it, and is read whatever has become of the file."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.session import Extent, Session
+from orchestrator.study_folder import StudyFolder
+
+
+def test_a_session_is_read_as_it_was_kept(tmp_path: Path) -> None:
+    folder = StudyFolder(str(tmp_path), "small")
+    assert folder.session() is None
+    with folder.locked():
+        for ended in ("running", "stopped", "budget", "finished"):
+            folder.keep_session(Session(ended, Extent(6, 18, at_most=True)))
+            assert folder.session() == Session(ended, Extent(6, 18, at_most=True))
+
+
+def test_a_session_without_a_living_owner_was_cut_off(tmp_path: Path) -> None:
+    folder = StudyFolder(str(tmp_path), "small")
+    with folder.locked():
+        folder.keep_session(Session("running", Extent(6, 18)))
+    assert folder.session() == Session("cut off", Extent(6, 18))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"ended": "running"}',
+        '{"ended": "won", "extent": {"settings": 1, "images": 1}}',
+        '{"ended": "stopped", "extent": {"settings": "1", "images": 1}}',
+        '{"ended": "stopped", "extent": {"settings": -1, "images": 1}}',
+        '{"ended": "stopped", "extent": null}',
+        '{"ended": [], "extent": {"settings": 1, "images": 1, "more": 2}}',
+    ],
+)
+def test_what_is_no_session_tells_nothing(text: str, tmp_path: Path) -> None:
+    folder = StudyFolder(str(tmp_path), "small")
+    folder.path.mkdir(parents=True)
+    (folder.path / "session.json").write_text(text, encoding="utf-8")
+    assert folder.session() is None
