@@ -290,7 +290,7 @@ def _sweep(
     tracker: Tracker,
     retry_failed: bool,
     watch: Callable[[Progress], None],
-    interrupted: Callable[[], bool],
+    interrupted: stopping.Requests,
     say: Callable[[str], None],
     figures: Metrics | None,
 ) -> Progress:
@@ -336,7 +336,8 @@ def _sweep(
         keep_spent=lambda spent: patient.persist(lambda: folder.keep_spent(spent)),
         validation=partial(_validation, study, tables, retry_failed) if study.search.validation else None,
     )
-    patient.persist(lambda: folder.keep_session(Session(progress.ended, extent)))
+    signal = "" if interrupted.number is None else stopping.named(interrupted.number)
+    patient.persist(lambda: folder.keep_session(Session(progress.ended, extent, signal)))
     progress.notes += [*notes, *tables.notices, *_reused(tables, catalog.reused, study.name)]
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
@@ -441,6 +442,7 @@ def _results(
         gone=tried - len(past),
         ended=session.ended if session else None,
         extent=session.extent if session else None,
+        signal=session.signal if session else "",
         has_baseline=pinned is not None and pinned.judge.obstacle(pinned.baseline) is None,
     )
 

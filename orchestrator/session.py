@@ -21,10 +21,11 @@ class Extent:
 
 @dataclass(frozen=True)
 class Session:
-    """The latest session of a study."""
+    """The latest session of a study; `signal` stopped it where it was stopped."""
 
     ended: Ended
     extent: Extent
+    signal: str = ""
 
     def to_json(self) -> bytes:
         """As it is kept."""
@@ -39,4 +40,4 @@ def from_json(text: str) -> Session:
         isinstance(count, int) and count >= 0 for count in (extent.settings, extent.images)
     ):
         raise ValueError("no session of this version")
-    return Session(told["ended"], extent)
+    return Session(told["ended"], extent, str(told["signal"]))

@@ -43,8 +43,12 @@ def stopped_by(error: KeyboardInterrupt) -> int:
 
 def told(error: KeyboardInterrupt) -> str:
     """What has ended the command, for a sentence."""
-    number = stopped_by(error)
-    return f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
+    return f"stopped by {named(stopped_by(error))}"
+
+
+def named(number: int) -> str:
+    """A signal as people know it: Ctrl-C, SIGTERM, SIGHUP."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 @contextmanager

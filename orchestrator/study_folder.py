@@ -147,7 +147,7 @@ class StudyFolder:
 
     def keep_session(self, session: Session) -> None:
         """Write down how the latest session goes or ended, whole or not at all."""
-        _replace(self.path / "session.json", session.to_json())
+        write_file(self.path / "session.json", session.to_json())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

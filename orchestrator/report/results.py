@@ -39,8 +39,8 @@ class Results:
     settings, None where there is none; `fresh` counts the validation's instances. With several `objectives`,
     what counts is the front of them; a trial whose means break `constraints` is not ranked. `gone` counts the
     trials of earlier sessions whose values the study no longer has. `ended` is None where nobody wrote down how the
-    last session ended, `extent` where nobody knows how far it was to go; `has_baseline` says that the study judges
-    the model's own settings sooner or later.
+    last session ended (by which `signal`, where it was stopped), `extent` where nobody knows how far it was to go;
+    `has_baseline` says that the study judges the model's own settings sooner or later.
     """
 
     study: str
@@ -58,6 +58,7 @@ class Results:
     gone: int = 0
     ended: Ended | None = None
     extent: Extent | None = None
+    signal: str = "Ctrl-C"
     has_baseline: bool = False
 
     @property

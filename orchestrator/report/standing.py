@@ -1,12 +1,13 @@
 """How far a study got and who is its best, in words: the same in report, contact sheet, list and live display."""
 
+from collections.abc import Mapping
+
 from orchestrator.report.results import Results, settings_text
 from orchestrator.report.statistics import Nobody, best, complete_scores, ranking
 from orchestrator.session import Ended
 
-_ENDS: dict[Ended, str] = {
+_ENDS: Mapping[Ended, str] = {
     "running": "it runs now",
-    "stopped": "stopped by Ctrl-C",
     "budget": "ended by its budget",
     "cut off": "cut off, or run elsewhere",
 }
@@ -20,13 +21,13 @@ def part_text(results: Results) -> str | None:
         return None
     whole = sum(complete_scores(trial, results.instances) is not None for trial in results.trials)
     images = sum(len(trial.scores.keys() | trial.failures.keys()) for trial in results.trials)
-    extent = results.extent
+    extent, end = results.extent, _ENDS.get(results.ended, f"stopped by {results.signal}")
     if extent is None:
-        return f"{whole:,} settings judged in full, {images:,} images; {_ENDS[results.ended]}"
+        return f"{whole:,} settings judged in full, {images:,} images; {end}"
     most = "at most " if extent.at_most else ""
     return (
         f"{whole:,} of {most}{_count(extent.settings, 'setting')} judged in full, "
-        f"{images:,} of {most}{_count(extent.images, 'image')}; {_ENDS[results.ended]}"
+        f"{images:,} of {most}{_count(extent.images, 'image')}; {end}"
     )
 
 

@@ -1,5 +1,6 @@
 """What a run says at its end is true of all that can have come to pass in it."""
 
+import signal
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +15,7 @@ NONE = Results("s", "clip_score", 1, {}, [], lambda _: None, [], [])
 
 
 def result(progress: Progress, stopped: bool = False) -> RunResult:
-    return RunResult(progress, NONE, Path(), "", None, [], stopped)
+    return RunResult(progress, NONE, Path(), "", None, [], signal.SIGINT if stopped else None)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ def test_a_session_is_read_as_it_was_kept(tmp_path: Path) -> None:
     assert folder.session() is None
     with folder.locked():
         for ended in ("running", "stopped", "budget", "finished"):
-            folder.keep_session(Session(ended, Extent(6, 18, at_most=True)))
-            assert folder.session() == Session(ended, Extent(6, 18, at_most=True))
+            session = Session(ended, Extent(6, 18, at_most=True), "SIGTERM" if ended == "stopped" else "")
+            folder.keep_session(session)
+            assert folder.session() == session
 
 
 def test_a_session_without_a_living_owner_was_cut_off(tmp_path: Path) -> None:

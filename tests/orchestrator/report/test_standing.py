@@ -147,6 +147,7 @@ class TestWords:
         assert part_text(replace(AHEAD, ended=ended)) == (
             f"2 of 6 settings judged in full, 8 of 18 images{end}"
         )
+        assert "; stopped by SIGTERM" in (part_text(replace(AHEAD, signal="SIGTERM")) or "")
         race = replace(AHEAD, ended=ended, extent=Extent(60, 180, at_most=True))
         assert part_text(race) == (f"2 of at most 60 settings judged in full, 8 of at most 180 images{end}")
 
