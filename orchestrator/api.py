@@ -505,10 +505,9 @@ def _stored_picture(tables: Tables, image_id: str) -> Image.Image:
     """A picture of the catalog; a grey one, named in the log, in place of one that is damaged."""
     from workers.png import decode_png
 
-    stored = tables.png(image_id)
     try:
-        return decode_png(stored)
-    except (OSError, ValueError, SyntaxError):
+        return decode_png(tables.png(image_id))
+    except (KeyError, OSError, ValueError, SyntaxError):
         log.warning(
             "the picture %s is damaged; `latentsweep catalog repair` puts it aside, and `latentsweep run` makes "
             "it again",

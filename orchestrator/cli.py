@@ -502,7 +502,8 @@ def _show(options: argparse.Namespace) -> int:
         _print_rows(console, _shown_rows(shown))
     if shown.png is None:
         if options.png is not None:
-            raise InputError(f"image {shown.row['image_id']} has no picture: {shown.row['reason']}")
+            why = shown.row["reason"] or "what is there is not what was stored"
+            raise InputError(f"image {shown.row['image_id']} has no picture: {why}")
         return 0
     told = f"--png {shown.name} writes it to a file"
     if options.png is not None:
@@ -525,6 +526,8 @@ def _shown_rows(shown: "Shown") -> list[tuple[str, str]]:
         for text in [score["text"]]
     ]
     rows += [("used by", f"{u['study']}, trial {u['trial']}, instance {u['instance']}") for u in shown.uses]
+    if shown.png is None and shown.row["status"] == "ok":
+        rows.append(("picture", "not what was stored; `latentsweep catalog repair` puts it aside"))
     return rows
 
 

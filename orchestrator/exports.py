@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.catalog.expressions import filtered
-from orchestrator.catalog.frames import best, joined
+from orchestrator.catalog.frames import best, joined, pictures_of
 from orchestrator.catalog.schema import SCHEMAS, SUFFIXES, huggingface_metadata, suffix
 from orchestrator.catalog.tables import Tables
 from orchestrator.images import checked_id
@@ -71,14 +71,7 @@ def rows_of(
 
 def with_pictures(tables: Tables, rows: pa.Table) -> pa.Table:
     """Rows with the pictures that their image_ids name, null where there is none."""
-    found = dict(tables.pictures(set(rows["image_id"].to_pylist())))
-    images = [
-        {"bytes": found[image_id], "path": f"{image_id}{suffix(found[image_id])}"}
-        if image_id in found
-        else None
-        for image_id in rows["image_id"].to_pylist()
-    ]
-    return rows.append_column("image", pa.array(images, SCHEMAS["images"].field("image").type))
+    return rows.append_column(SCHEMAS["images"].field("image"), pictures_of(tables, rows["image_id"]))
 
 
 def export(

@@ -21,7 +21,7 @@ class Shown:
     """One image: its row, its complete settings, its scores, who uses it, and the script that draws it again.
 
     `scores` are rows of the scores table, `uses` of the trials table. `png` is as it is stored, `name` the
-    file name that suits it; both are None where there is no picture.
+    file name that suits it; both are None where there is no picture, or where it is not what was stored.
     """
 
     row: Mapping[str, Value]
@@ -47,7 +47,7 @@ def show(image_id: str, root: str = DEFAULT_ROOT) -> Shown:
     settings = _settings(row, pinned)
     source = str(local_folder(model.location) or model.location)
     code = script(row, settings, model, source, (folder.path / "inputs").absolute())
-    png = tables.png(str(row["image_id"])) if row["status"] == "ok" else None
+    png = _stored(tables, str(row["image_id"])) if row["status"] == "ok" else None
     uses = tables.read("trials", ["study", "trial", "instance", "role"], where)
     return Shown(
         row,
@@ -93,6 +93,14 @@ def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], 
     )
 
 
+def _stored(tables: Tables, image_id: str) -> bytes | None:
+    """A picture as it is stored; None where it is not what was stored."""
+    try:
+        return tables.png(image_id)
+    except KeyError:
+        return None
+
+
 def _settings(row: Mapping[str, Value], pinned: Study) -> dict[str, Value]:
     """The complete settings of an image, of which a study that uses it is pinned."""
     model = pinned.model
@@ -134,6 +142,12 @@ def reproduce(image_id: str, root: str = DEFAULT_ROOT) -> Reproduced:
     whole = str(row["image_id"])
     if row["status"] != "ok":
         raise InputError(f"image {whole} has no picture: {row['reason']}")
+    png = _stored(tables, whole)
+    if png is None:
+        raise InputError(
+            f"image {whole} has no picture to compare with: it is not what was stored; "
+            "`latentsweep catalog repair` puts it aside, and `latentsweep run` makes it again"
+        )
     if row["diffusers"] != version("diffusers"):
         raise InputError(
             f"image {whole} was drawn with diffusers {row['diffusers']}, and this is "
@@ -153,7 +167,7 @@ def reproduce(image_id: str, root: str = DEFAULT_ROOT) -> Reproduced:
     drawn = wiring.draw(pinned, inputs, request)
     if isinstance(drawn, Failed):
         raise InputError(f"image {whole} cannot be drawn again: {drawn.reason}")
-    stored = np.asarray(decode_png(tables.png(whole)).convert("RGB"), np.int16)
+    stored = np.asarray(decode_png(png).convert("RGB"), np.int16)
     again = np.asarray(drawn.convert("RGB"), np.int16)
     if stored.shape != again.shape:
         raise InputError(f"image {whole}: drawn again it has {again.shape[1]}×{again.shape[0]} pixels")

@@ -84,7 +84,12 @@ def rescore(
             for image_id, score_text in islice(waiting, 0 if stopping() else pool.free):
                 image, mask = (inputs[image_id][name] for name in INPUTS[1:])
                 request = ImageRequest(image_id, {}, "", 0, image, mask, score_text)
-                pool.score([(request, PngPicture(tables.png(image_id)))])
+                try:
+                    picture = PngPicture(tables.png(image_id))
+                except KeyError:
+                    failed.append(f"{image_id}: its picture is not what was stored")
+                    continue
+                pool.score([(request, picture)])
             if not pool.outstanding:
                 break
             for done in pool.next_done(WAIT_SECONDS):

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from orchestrator.catalog.ids import Index, keys
 from orchestrator.catalog.parquet import Scores
-from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS
+from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS, suffix
 from orchestrator.catalog.tables import Tables
 from search_spaces.models import PIXEL_SCORERS
 from search_spaces.requests import Settings
@@ -32,8 +32,8 @@ def joined(
     Columns: those of `trials` but for `settings`, with `value` the score, null without one, then those of
     `images`; early looks, which have no picture, are left out. Swept settings are the trial's own, where a
     twin of other settings drew the picture, under the values that `as_filed` gives. A pixel scorer has a column of
-    its name where it judged any of them. Without `pictures`, no picture is read and `image` is not there. `among`
-    are the only image_ids of interest.
+    its name where it judged any of them. A picture that is not what was stored is null and named. Without
+    `pictures`, none is read and `image` is not there. `among` are the only image_ids of interest.
     """
     wanted = (pc.field("study") == study) & (pc.field("role") != "look")
     if among is None:
@@ -42,7 +42,8 @@ def joined(
         trials = tables.read_ids("trials", SCHEMAS["trials"].names, among, wanted)
     trials = trials.take(pa.array(_holding(trials)))
     names = [name for name in SCHEMAS["images"].names if pictures or name != "image"]
-    images = tables.read_ids("images", names, trials["image_id"].unique())
+    stored = [name for name in names if name != "image"]
+    images = tables.read_ids("images", stored, trials["image_id"].unique())
     drawn_first = np.argsort(pc.not_equal(images["status"], "ok").to_numpy(), kind="stable")
     found = Index(keys(images["image_id"].take(pa.array(drawn_first)))).rows(keys(trials["image_id"]))
     rows = drawn_first[found] if len(drawn_first) else np.zeros(len(found), np.int64)
@@ -52,7 +53,11 @@ def joined(
     value = scores.column(trials)
     table = trials.drop_columns(["settings", "after", "value"]).append_column("value", value)
     for name in names:
-        if name not in table.column_names:
+        if name == "image":
+            table = table.append_column(
+                SCHEMAS["images"].field("image"), pictures_of(tables, table["image_id"])
+            )
+        elif name not in table.column_names:
             column = made[name]
             if name in SETTING_COLUMNS:
                 pairs = zip(swept, column.to_pylist(), strict=True)
@@ -70,6 +75,18 @@ def _swept(trials: pa.Table, as_filed: Callable[[Settings], Settings]) -> list[S
         if trial not in found:
             found[trial] = as_filed(json.loads(settings))
     return [found[trial] for trial in trials["trial"].to_pylist()]
+
+
+def pictures_of(tables: Tables, image_ids: pa.ChunkedArray) -> pa.Array:
+    """The picture of each image_id; null where there is none, or where it is not what was stored."""
+    found = dict(tables.pictures(set(image_ids.to_pylist())))
+    images = [
+        {"bytes": found[image_id], "path": f"{image_id}{suffix(found[image_id])}"}
+        if image_id in found
+        else None
+        for image_id in image_ids.to_pylist()
+    ]
+    return pa.array(images, SCHEMAS["images"].field("image").type)
 
 
 def _with_pixel_scores(table: pa.Table, tables: Tables, among: pa.Array | None) -> pa.Table:

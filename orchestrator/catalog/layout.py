@@ -1,7 +1,9 @@
 """How a part file is laid out: one picture can be read without its neighbours, and metadata without any picture."""
 
+import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,11 +33,24 @@ NAMES = {"image_id", "study", "scorer"}
 """Texts that are asked for by name. Others may be long, and their least and greatest would stand in every page."""
 
 
-def encode(table: str, data: pa.Table) -> list[bytes]:
-    """Rows as the content of a part file, in pieces.
+BODY_KEY = b"latentsweep_body_sha256"
+"""Of a part's own metadata: the SHA-256 of everything in the file before its footer, as hexadecimal digits."""
+
+SEALED = re.compile(r"part-\d+-[0-9a-f]{8}([0-9a-f]{16})\.parquet")
+"""A part file's name that ends in its seal; those of earlier versions have none."""
+
+ENDING = 65536
+"""Bytes at a file's end that are read at once, in which a footer mostly lies."""
+
+
+def encode(table: str, data: pa.Table) -> tuple[list[bytes], str]:
+    """Rows as the content of a part file, in pieces, and its seal, which belongs in its name.
 
     Pictures are compressed already and stored as they are, so that their bytes stand in the file one after the
     other; where, is noted in its metadata. Statistics go where they let a reader skip row groups.
+
+    Whoever reads a page compares it with its checksum. What no such checksum covers, the footer with its statistics
+    by which rows are skipped, is what the seal covers; and the footer has a digest of the whole body.
     """
     schema = SCHEMAS[table]
     leaves = [f"{name}.path" if name == "image" else name for name in schema.names]
@@ -48,12 +63,58 @@ def encode(table: str, data: pa.Table) -> list[bytes]:
         write_statistics=[
             field.name for field in schema if field.name in NAMES or not pa.types.is_string(field.type)
         ],
+        write_page_checksum=True,
     )
     writer.write_table(data, row_group_size=group_rows(data))
     if table == "images":
         writer.add_key_value_metadata({PLACES_KEY: json.dumps(_places(sink.pieces, data["image"]))})
+    body, digest = len(sink.pieces), hashlib.sha256()
+    for piece in sink.pieces:
+        digest.update(piece)
+    writer.add_key_value_metadata({BODY_KEY: digest.hexdigest()})
     writer.close()
-    return sink.pieces
+    return sink.pieces, _seal(b"".join(sink.pieces[body:]))
+
+
+def _seal(footer: bytes) -> str:
+    """The seal of a part: 64 bits of the SHA-256 of its footer, as hexadecimal digits."""
+    return hashlib.sha256(footer).hexdigest()[:16]
+
+
+def broken_seal(name: str, file: pa.NativeFile) -> str | None:
+    """What is wrong with the footer of an open part file; None where nothing is, or where its name has no seal."""
+    sealed = SEALED.fullmatch(name)
+    if sealed is None:
+        return None
+    size = file.size()
+    ending = file.read_at(min(size, ENDING), max(0, size - ENDING))
+    length = int.from_bytes(ending[-8:-4], "little") + 8
+    if length > len(ending):
+        ending = file.read_at(min(size, length), max(0, size - length))
+    if _seal(ending[-length:]) != sealed[1]:
+        return "its footer is not what was written, by the digest in its name"
+    return None
+
+
+def changed_body(metadata: pq.FileMetaData, file: pa.NativeFile) -> str | None:
+    """What is wrong with the body of an open part file, all of which is read; None where nothing is or nobody knows.
+
+    Metadata is the file's, whose seal is whole.
+    """
+    noted = (metadata.metadata or {}).get(BODY_KEY)
+    if noted is None:
+        return None
+    digest, left = hashlib.sha256(), file.size() - metadata.serialized_size - 8
+    file.seek(0)
+    while left > 0:
+        piece = file.read(min(left, 2**23))
+        if not piece:
+            break
+        digest.update(piece)
+        left -= len(piece)
+    if digest.hexdigest() != noted.decode():
+        return "its bytes are not those that were written, by the digest in its footer"
+    return None
 
 
 class _Pieces(io.RawIOBase):

@@ -1,12 +1,13 @@
 """The three tables under a root: immutable part files, in a local folder or on any pyarrow filesystem."""
 
 import errno
+import hashlib
 import logging
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
@@ -23,7 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
-from orchestrator.catalog.layout import encode, picture_places
+from orchestrator.catalog.layout import SEALED, broken_seal, changed_body, encode, picture_places
 from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
 from search_spaces.errors import InputError, utf8
 
@@ -33,6 +34,9 @@ T = TypeVar("T")
 
 TRIES = 8
 """To read a table whose part files a compaction replaces meanwhile."""
+
+DIGESTS = 64
+"""Part files whose pictures' digests are kept at a time: 8 MB for those of 2,000 pictures."""
 
 READERS = 16
 """Threads that read the ends of new part files on a store, which answers many questions in the time of one."""
@@ -97,6 +101,9 @@ class Tables:
         self.base = f"{base.rstrip('/')}/catalog"
         self._parts: dict[str, ds.ParquetFileFragment] = {}
         self.skipped: dict[str, str] = {}  # path → why
+        self.changed: dict[
+            tuple[str, int], str
+        ] = {}  # part file and row → image_id of what was not stored so
         self._was_there = self.is_local and Path(self.base).is_dir()
         self._pictures = _Pictures()
 
@@ -123,8 +130,8 @@ class Tables:
     def write(self, table: str, data: pa.Table, at: str | None = None) -> str:
         """Write a part file, which is read where part `at` is, by default last; its path. Raises OSError."""
         moment = _moment(at) if at else time.time_ns()
-        folder, name = f"{self.base}/{table}", f"part-{moment}-{uuid.uuid4().hex[:8]}.parquet"
-        content = encode(table, data)
+        content, seal = encode(table, data)
+        folder, name = f"{self.base}/{table}", f"part-{moment}-{uuid.uuid4().hex[:8]}{seal}.parquet"
         if self.is_local:
             self._make_folder(Path(folder))
             _write_aside(content, Path(folder), name)
@@ -183,15 +190,13 @@ class Tables:
         """Rows of a table, in the order they were written; empty where nothing was written yet."""
         names = list(columns) if columns else SCHEMAS[table].names
         if where is None:
-            return self._ask(table, lambda parts: _dataset(table, parts).to_table(names))
-        rows = self._ask(table, lambda parts: _dataset(table, parts, ENCODED).to_table(names, filter=where))
+            return self._ask(table, lambda parts: _rows(_dataset(table, parts), names))
+        rows = self._ask(table, lambda parts: _rows(_dataset(table, parts, ENCODED), names, where))
         return _decoded(table, rows)
 
     def counts(self, table: str, column: str, where: pc.Expression | None = None) -> dict[str, int]:
         """How many rows have each text of a column."""
-        rows = self._ask(
-            table, lambda parts: _dataset(table, parts, ENCODED).to_table([column], filter=where)
-        )
+        rows = self._ask(table, lambda parts: _rows(_dataset(table, parts, ENCODED), [column], where))
         counted = pc.value_counts(rows.unify_dictionaries()[column])
         return {each["values"]: each["counts"] for each in counted.to_pylist()}
 
@@ -224,7 +229,7 @@ class Tables:
         """
 
         def rows(parts: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
-            ids = _dataset(table, parts).to_table(["image_id"])["image_id"]
+            ids = _rows(_dataset(table, parts), ["image_id"])["image_id"]
             hits = np.flatnonzero(pc.is_in(ids, image_ids).to_numpy())
             groups = _groups(parts)
             sizes = np.array([size for _, _, size in groups], np.int64)
@@ -238,9 +243,12 @@ class Tables:
             starts = (
                 np.cumsum(sizes[chosen]) - sizes[chosen]
             )  # of the groups that are read, one after the other
-            return _taken(
-                _dataset(table, fragments, ENCODED).scanner(list(columns)),
-                starts[place] + hits - (ends - sizes)[of],
+            wanted = starts[place] + hits - (ends - sizes)[of]
+            return _read(
+                list(columns),
+                lambda names, **options: _taken(
+                    _dataset(table, fragments, ENCODED).scanner(names, **options), wanted
+                ),
             )
 
         found = _decoded(table, self._ask(table, rows))
@@ -257,7 +265,7 @@ class Tables:
             raise FileNotFoundError(2, "the part file is gone", path)
 
         def rows(some: Mapping[str, ds.ParquetFileFragment]) -> pa.Table:
-            return _dataset(table, some).to_table(list(columns) if columns else None)
+            return _rows(_dataset(table, some), list(columns) if columns else SCHEMAS[table].names)
 
         try:
             return rows({path: parts[path]})
@@ -273,28 +281,27 @@ class Tables:
     def png(self, image_id: str) -> bytes:
         """One picture as it is stored, without a look at its neighbours.
 
-        Raises KeyError where the catalog has none of that id.
+        Raises KeyError where the catalog has none of that id, or only one that is not what was stored.
         """
-        return next(self._each_picture([image_id]))[1]
+        for _ in range(TRIES):
+            path, row = self._picture_index({image_id}).place(image_id)
+            try:
+                picture, sha256 = self._picture(path, row), self._sha256(path, row)
+            except (FileNotFoundError, DamagedPartError):  # compacted meanwhile, or skipped from now on
+                self._pictures = _Pictures()
+                continue
+            if is_whole(picture, sha256):
+                return picture
+            self.changed[path, row] = image_id
+            _name(path, _changed(image_id))
+            self._pictures = _Pictures()  # in which another copy may be found
+        raise FileNotFoundError(2, "the part files change faster than they can be read", self.base)
 
     def pictures(self, image_ids: Set[str]) -> Iterator[tuple[str, bytes]]:
-        """Those of some pictures that are there, each once, with one of them in memory at a time."""
-        there = self._picture_index(image_ids).order(image_ids)
-        return self._each_picture(there)
-
-    def _each_picture(self, image_ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        for image_id in image_ids:
-            for _ in range(TRIES):
-                path, row = self._picture_index({image_id}).place(image_id)
-                try:
-                    picture = self._picture(path, row)
-                except FileNotFoundError:  # compacted meanwhile
-                    self._pictures = _Pictures()
-                    continue
-                break
-            else:
-                raise FileNotFoundError(2, "the part files change faster than they can be read", self.base)
-            yield image_id, picture
+        """Those of some pictures that are there and are what was stored, each once, one in memory at a time."""
+        for image_id in self._picture_index(image_ids).order(image_ids):
+            with suppress(KeyError):
+                yield image_id, self.png(image_id)
 
     def _picture_index(self, wanted: Set[str]) -> "_Pictures":
         """Where pictures lie; read again where one of those wanted is not known yet."""
@@ -302,7 +309,8 @@ class Tables:
             parts = self.parts("images")
             if parts.keys() != self._pictures.parts:
                 self._pictures = _Pictures(
-                    self._ask("images", partial(_each, "images", columns=("image_id", "status")))
+                    self._ask("images", partial(_each, "images", columns=("image_id", "status"))),
+                    self.changed,
                 )
         return self._pictures
 
@@ -322,6 +330,16 @@ class Tables:
                     return found
                 row -= rows
         raise KeyError(path)
+
+    def _sha256(self, path: str, row: int) -> str | None:
+        """The SHA-256 that a picture was stored with; None where an earlier version noted none."""
+        digests = self._pictures.digests
+        if path not in digests:
+            if len(digests) >= DIGESTS:
+                digests.clear()
+            digests[path] = self.read_part("images", path, ["sha256"])["sha256"]
+        found: str | None = digests[path][row].as_py()
+        return found
 
     def _place_in(self, path: str, row: int) -> tuple[int, int] | None:
         if path not in self._pictures.places:
@@ -369,6 +387,10 @@ class Tables:
             return None
         fragment = _FORMAT.make_fragment(info.path, self._filesystem)
         try:
+            broken = self._broken_seal(info)
+            if broken:
+                self._skip(info.path, f"is damaged ({broken})")
+                return None
             fragment.ensure_complete_metadata()
         except FileNotFoundError:
             return None
@@ -394,20 +416,41 @@ class Tables:
             return None
         return fragment
 
+    def _broken_seal(self, info: pafs.FileInfo) -> str | None:
+        """What is wrong with a part file's footer; None where nothing is, or it has no seal. Raises OSError."""
+        if SEALED.fullmatch(info.base_name) is None:
+            return None
+        with self._filesystem.open_input_file(info.path) as file:
+            return broken_seal(info.base_name, file)
+
     def _damage(self, path: str) -> str | None:
         """What is wrong with a file's content; None where it can be read. Raises OSError where it cannot be had."""
         with self._filesystem.open_input_file(path) as file:
             content = file.read_buffer()
         try:
-            pq.read_table(pa.BufferReader(content))
+            reader = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+            reader.read([name for name in reader.schema_arrow.names if name != "image"])
+            pq.ParquetFile(pa.BufferReader(content)).read()  # each picture has a digest of its own
         except UNREADABLE as error:
             return first_line(error)
         return None
 
+    def changed_body(self, table: str, path: str) -> str | None:
+        """What is wrong with the bytes of a part file, all of which are read, by their digest; None where nothing is.
+
+        Raises FileNotFoundError where it is gone, OSError where the filesystem fails.
+        """
+        fragment = self.parts(table).get(path)
+        if fragment is None:
+            raise FileNotFoundError(2, "the part file is gone", path)
+        with self._filesystem.open_input_file(path) as file:
+            return changed_body(fragment.metadata, file)
+
     @property
     def notices(self) -> list[str]:
-        """A sentence for each file that was skipped."""
-        return [_sentence(path, why) for path, why in self.skipped.items()]
+        """A sentence for each file, and for each picture, that was skipped."""
+        pictures = [_sentence(path, _changed(image_id)) for (path, _), image_id in self.changed.items()]
+        return [_sentence(path, why) for path, why in self.skipped.items()] + pictures
 
     def _skip(self, path: str, why: str) -> None:
         self.skipped[path] = why
@@ -448,15 +491,22 @@ class Tables:
 class _Pictures:
     """Where pictures lie: which row of which part file."""
 
-    def __init__(self, parts: Mapping[str, pa.Table] | None = None) -> None:
+    def __init__(
+        self, parts: Mapping[str, pa.Table] | None = None, but: Iterable[tuple[str, int]] = ()
+    ) -> None:
+        """Of parts with image_id and status, but for some rows of theirs."""
         self.parts = set(parts or ())
+        self.digests: dict[str, pa.ChunkedArray] = {}
         self.places: dict[str, Sequence[tuple[int, int] | None] | None] = {}
         self._paths = list(parts or ())
         tables = list((parts or {}).values())
         self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
         empty = SCHEMAS["images"].empty_table().select(["image_id", "status"])
         rows = pa.concat_tables([empty, *tables])
-        self._rows = np.flatnonzero(pc.equal(rows["status"], "ok").to_numpy())
+        drawn = np.flatnonzero(pc.equal(rows["status"], "ok").to_numpy())
+        starts = dict(zip(self._paths, self._starts.tolist(), strict=False))
+        left_out = [starts[path] + row for path, row in but if path in starts]
+        self._rows = np.setdiff1d(drawn, left_out)
         self._index = Index(keys(rows["image_id"].take(pa.array(self._rows))))
 
     def has_all(self, image_ids: Set[str]) -> bool:
@@ -482,8 +532,33 @@ class _Pictures:
 _FORMAT = ds.ParquetFileFormat(
     dictionary_columns={
         field.name for schema in ENCODED.values() for field in schema if pa.types.is_dictionary(field.type)
-    }
+    },
+    page_checksum_verification=True,
 )
+
+_PICTURES = ds.ParquetFragmentScanOptions()
+"""Of pictures, which have digests of their own: a page has thousands, and one that changed condemns no other."""
+
+
+def _read(names: Sequence[str], scan: Callable[..., pa.Table]) -> pa.Table:
+    """Columns as a scan of some columns, with options of pyarrow's, gives them; of pictures no page is verified.
+
+    A column is never read alone: the checksum of a page does not cover how many rows it says that it has, and a
+    page that says too few is noticed by the other columns only.
+    """
+    beside = [name for name in names if name != "image"]
+    if len(beside) < 2:
+        beside = [*beside, *(name for name in ("image_id", "time") if name not in beside)]
+    rows = scan(beside)
+    if "image" in names:
+        pictures = scan(["image"], fragment_scan_options=_PICTURES)
+        rows = rows.append_column(pictures.schema.field("image"), pictures["image"])
+    return rows.select(names)
+
+
+def _rows(dataset: ds.Dataset, names: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
+    """Columns of those rows of a dataset that a condition holds for."""
+    return _read(names, lambda some, **options: dataset.to_table(some, filter=where, **options))
 
 
 def _dataset(
@@ -525,7 +600,7 @@ def _each(
     table: str, parts: Mapping[str, ds.ParquetFileFragment], columns: Sequence[str]
 ) -> dict[str, pa.Table]:
     """Columns of a table, part by part."""
-    return {path: _dataset(table, {path: part}).to_table(list(columns)) for path, part in parts.items()}
+    return {path: _rows(_dataset(table, {path: part}), columns) for path, part in parts.items()}
 
 
 def _moment(path: str) -> str:
@@ -538,6 +613,15 @@ def _moment(path: str) -> str:
 @cache  # which names a file once, however many readers meet it
 def _name(path: str, why: str) -> None:
     _log.warning(_sentence(path, why))
+
+
+def is_whole(picture: bytes, sha256: str | None) -> bool:
+    """Whether a picture is what was stored; one of schema 1, which has no digest, is taken at its word."""
+    return sha256 is None or hashlib.sha256(picture).hexdigest() == sha256
+
+
+def _changed(image_id: str) -> str:
+    return f"has another picture {image_id} than was stored there, by its SHA-256"
 
 
 def _sentence(path: str, why: str) -> str:

@@ -4,8 +4,7 @@ Each step first writes what is to be kept as new part files and then removes the
 killed in between leaves rows twice, never none; who reads sees one of them.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from orchestrator.catalog.ids import firsts, keys
 from orchestrator.catalog.schema import SCHEMAS
-from orchestrator.catalog.tables import DamagedPartError, Tables
+from orchestrator.catalog.tables import DamagedPartError, Tables, is_whole
 
 TARGET_BYTES = 128 * 2**20
 """Of a merged part file: large enough for a million pictures in 2,000 files, small enough to merge in memory."""
@@ -98,9 +97,22 @@ def check(tables: Tables) -> Health:
             continue  # which is among those skipped
         if wrong:
             health.wrong[path] = wrong
-    health.unreadable = dict(tables.skipped)
+    changed = _changed(tables, health.wrong)
+    health.unreadable = {**tables.skipped, **changed}
     health.without_picture = _without_picture(tables)
     return health
+
+
+def _changed(tables: Tables, but: Container[str]) -> dict[str, str]:
+    """Part files, but for some, of which a byte is not as it was written, though all that is read of them is."""
+    found = {}
+    for table in SCHEMAS:
+        for path in tables.parts(table):
+            with suppress(FileNotFoundError):  # compacted meanwhile
+                problem = None if path in but else tables.changed_body(table, path)
+                if problem:
+                    found[path] = f"is damaged ({problem})"
+    return found
 
 
 def _without_picture(tables: Tables) -> int:
@@ -115,13 +127,13 @@ def _pictures_of(tables: Tables, path: str) -> Iterator[tuple[str, bool]]:
     for item in tables.read_part("images", path, ["image_id", "image", "sha256"]).to_pylist():
         image = item["image"] and item["image"]["bytes"]
         if image is not None:
-            yield item["image_id"], _is_whole(image, item["sha256"])
+            yield item["image_id"], _is_as_stored(image, item["sha256"])
 
 
-def _is_whole(picture: bytes, sha256: str | None) -> bool:
+def _is_as_stored(picture: bytes, sha256: str | None) -> bool:
     if sha256 is not None:
-        return hashlib.sha256(picture).hexdigest() == sha256
-    from workers.png import decode_png  # of schema 1, which has no hash
+        return is_whole(picture, sha256)
+    from workers.png import decode_png  # of schema 1, which has no digest
 
     try:
         decode_png(picture)

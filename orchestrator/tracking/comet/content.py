@@ -89,15 +89,24 @@ AT_A_TIME = 256
 """Images whose pictures are looked up together."""
 
 
-def with_pictures(content: Content, images: Iterable[CometImage]) -> Iterator[tuple[CometImage, bytes]]:
-    """Images with their PNGs, each id once and one picture in memory; those that are gone are left out."""
+def with_pictures(
+    content: Content, images: Iterable[CometImage], left_out: Callable[[str], object] = lambda _: None
+) -> Iterator[tuple[CometImage, bytes]]:
+    """Images with their PNGs, each id once and one picture in memory.
+
+    Those that are gone, or are not what was stored, are left out; `left_out` hears of their ids.
+    """
     seen: set[str] = set()
     rest = iter(images)
     while some := list(islice(rest, AT_A_TIME)):
         by_id = {image.image_id: image for image in some if image.image_id not in seen}
         seen.update(by_id)
+        gone = set(by_id)
         for image_id, png in content.pictures(set(by_id)):
+            gone.discard(image_id)
             yield by_id[image_id], png
+        for image_id in gone:
+            left_out(image_id)
 
 
 def trial_metrics(score: str, step: int, values: Sequence[float]) -> list[CometMetric]:

@@ -81,6 +81,10 @@ class Status:
         """Images that are neither sent nor rejected."""
         return self.total - self.sent - len(self.rejected)
 
+    def without(self, image_id: str) -> None:
+        """Note an image whose picture the catalog does not give."""
+        self.rejected[image_id] = "its picture in the catalog is gone, or is not what was stored"
+
 
 def superfluous(listed: Sequence[ListedImage], wanted: Collection[str]) -> list[str]:
     """The assets that show one of our images again, the first of each stays."""
@@ -261,7 +265,7 @@ def synchronise(
         if due:
             status.problem = sender.problem = None
             wanted = (image for image in content.images() if image.image_id in due)
-            sender.images(_told(with_pictures(content, wanted), status, tell))
+            sender.images(_told(with_pictures(content, wanted, status.without), status, tell))
             status.problem = sender.problem
             status.rejected |= {name: why for name, why in sender.rejected.items() if name in ours}
         elif not fresh and looks < LOOKS:
