@@ -55,7 +55,7 @@ from orchestrator.studies import Compared, removal, remove, reused_from, studies
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, as_filed, local_root, named_folder
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import Guarded, Tracker
-from orchestrator.tracking.comet.content import CometError
+from orchestrator.tracking.comet.content import CometError, DiskError
 from orchestrator.tracking.comet.keys import api_key_problem
 from orchestrator.tracking.comet.publish import Published
 from orchestrator.tracking.comet.sync import Status as CometStatus
@@ -83,7 +83,10 @@ class NotWrittenError(OSError):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did, what the study has found so far, and where it lies."""
+    """What a run did, what the study has found so far, and where it lies.
+
+    `disk_failed` says that everything is in the catalog, and something that was to be made of it is not on disk.
+    """
 
     progress: Progress
     results: Results
@@ -93,6 +96,7 @@ class RunResult:
     messages: Sequence[str]
     stopped_by: int | None = None
     """The signal that ended it before its end, if one did."""
+    disk_failed: bool = False
 
     @property
     def stopped(self) -> bool:
@@ -134,9 +138,11 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 done, 3 ended by a budget or with failed images, 130 or 143 stopped by Ctrl-C or SIGTERM."""
+        """0 done, 3 ended by a budget or with failed images, 4 a disk failed, 130 or 143 stopped by a signal."""
         if self.stopped_by is not None:
             return stopping.exit_code(self.stopped_by)
+        if self.disk_failed:
+            return 4
         return 3 if self.progress.failed or self.progress.ended_by else 0
 
 
@@ -245,11 +251,20 @@ def run(
             sheet = write_contact_sheet(found, root)
             write_report(found, root)
             closing = tracker.close()  # last, so that what was written just now goes too
+            if tracker.disk_failed:
+                closing = f"{closing}; the images are kept, and the same command goes on once that is mended"
             messages = [message for message in (key_problem if quiet else None, *notes, closing) if message]
             for message in messages:
                 log.info(message)
             return RunResult(
-                progress, found, folder.path, catalog_place(root), sheet, messages, interrupted.number
+                progress,
+                found,
+                folder.path,
+                catalog_place(root),
+                sheet,
+                messages,
+                interrupted.number,
+                tracker.disk_failed,
             )
 
 
@@ -497,7 +512,8 @@ def write_contact_sheet(
         with new_file(folder.contact_sheet) as aside:
             sheet.save(aside, format="PNG")
     except OSError as error:
-        raise NotWrittenError(reason(error)) from error
+        why = OSError(error.errno, error.strerror or str(error), error.filename or str(folder.contact_sheet))
+        raise NotWrittenError(reason(why)) from error
     return folder.contact_sheet
 
 
@@ -550,10 +566,8 @@ def comet_sync(
         write_contact_sheet(found, root)
         write_report(found, root)
         source, log_file = comet_study.comet_source(root, study), folder.path.absolute() / "comet.log"
-        try:
+        with _comet_told():
             return sync_in_child(source, folder.comet, log_file, hear)
-        except CometError as error:
-            raise InputError(f"comet: {error}") from None
 
 
 def comet_status(study: str, root: str = DEFAULT_ROOT) -> CometStatus:
@@ -562,10 +576,8 @@ def comet_status(study: str, root: str = DEFAULT_ROOT) -> CometStatus:
 
     folder = _comet_folder(study, root)
     source, log_file = comet_study.comet_source(root, study), folder.path.absolute() / "comet-status.log"
-    try:
+    with _comet_told():
         return status_in_child(source, folder.comet, log_file)
-    except CometError as error:
-        raise InputError(f"comet: {error}") from None
 
 
 def comet_archive(study: str, root: str = DEFAULT_ROOT) -> str:
@@ -574,10 +586,8 @@ def comet_archive(study: str, root: str = DEFAULT_ROOT) -> str:
         found = results(study, root)
         write_contact_sheet(found, root)
         write_report(found, root)
-        try:
+        with _comet_told():
             return wiring.make_archive(study, root, folder).close() or ""
-        except CometError as error:
-            raise InputError(str(error)) from None
 
 
 def comet_publish(
@@ -604,10 +614,19 @@ def comet_publish(
         pictures = winners(results(study, root), pinned, top)
         place = root if "://" in root else str(Path(root).absolute())
         source = partial(publication, place, study, pictures, artifact, named)
-        try:
+        with _comet_told():
             return publish_in_child(source, folder.comet, folder.path.absolute() / "comet.log")
-        except CometError as error:
-            raise InputError(f"comet: {error}") from None
+
+
+@contextmanager
+def _comet_told() -> Iterator[None]:
+    """Raise what Comet has against it as InputError; a disk that fails here stays an OSError."""
+    try:
+        yield
+    except DiskError as error:
+        raise DiskError(f"comet: {error}") from None
+    except CometError as error:
+        raise InputError(f"comet: {error}") from None
 
 
 def _comet_folder(study: str, root: str) -> StudyFolder:

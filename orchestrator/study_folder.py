@@ -176,8 +176,13 @@ class StudyFolder:
                 raise InputError(f"the study in {self.path} is being {deed} by {owner}; {advice}")
             lock.truncate(0)
             since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-            lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-            lock.flush()
+            owner = f"process {os.getpid()} on {socket.gethostname()} since {since}"
+            try:
+                os.write(
+                    lock.fileno(), owner.encode()
+                )  # nothing stays behind to be written when it is closed
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path / name)) from None
             yield
 
     def _take(self, lock: TextIO) -> bool:

@@ -112,12 +112,16 @@ class RecordingTracker:
 
 
 class Guarded:
-    """A tracker whose failures stop nothing: the first is logged, all are counted in `failures`."""
+    """A tracker whose failures stop nothing: the first is logged, all are counted in `failures`.
+
+    `disk_failed` says whether a disk of this machine was the reason that it could not be closed.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._first = ""
         self.failures = 0
+        self.disk_failed = False
 
     def images(self, records: Sequence[TrackedImage]) -> None:
         """Pass them on."""
@@ -129,6 +133,7 @@ class Guarded:
 
     def close(self) -> str | None:
         """Pass on the tracker's own line, with what failed on the way."""
+        self.disk_failed = False  # what failed before is made good here, from the catalog
         line = self._attempt(self._tracker.close)
         if not self.failures:
             return line
@@ -149,6 +154,8 @@ class Guarded:
 
     def _count(self, error: Exception) -> None:
         self.failures += 1
+        self.disk_failed = self.disk_failed or isinstance(error, OSError)
         if self.failures == 1:
-            self._first = " ".join(f"{type(error).__name__}: {error}".split())
+            kind = "a disk's error" if isinstance(error, OSError) else type(error).__name__
+            self._first = " ".join(f"{kind}: {error}".split())
             _log.warning("tracking failed with %s; the study goes on", self._first)

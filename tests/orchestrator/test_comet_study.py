@@ -15,10 +15,12 @@ from orchestrator.comet_study import comet_key
 from orchestrator.pool import InProcessPool
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import sweep
+from orchestrator.tracking import Guarded
 from search_spaces.errors import InputError
 from search_spaces.study import Study
 from search_spaces.study_file import CometSpec, SearchSpec
 from tests.comet_recorder import API_KEY, CometRecorder, Fault
+from tests.disks import fill, small_disk
 from tests.orchestrator.studies import fake_worker, grid, small_study
 
 IMAGES = 15
@@ -196,3 +198,44 @@ def test_log_code_sends_the_commit_and_the_users_strategy_and_nothing_else(
     for word in ("CANARY", "hostname", sys.executable, API_KEY, "system-details", "patch"):
         assert word.encode() not in whole, word
     assert recorder.unknown == []
+
+
+@pytest.mark.parametrize("command", ["archive", "sync"])
+def test_a_full_disk_is_a_sentence_and_exit_code_4(
+    recorder: CometRecorder, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    with small_disk(tmp_path / "runs", 2_000):
+        ran(study(mode="off"))
+        fill(tmp_path / "runs", leave=48_000 if command == "archive" else 33_000)
+        assert cli.main(["comet", command, "small"]) == 4
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith("latentsweep: ")
+        assert "runs/studies/small" in err
+        assert "No space left on device; what was stored is kept, mend it and run the same again" in err
+        assert [path.name for path in Path("runs/studies/small/comet").glob("**/*")] == []
+        Path("runs/ballast").unlink()
+        assert cli.main(["comet", command, "small"]) == 0
+
+
+def test_the_end_of_a_run_says_that_a_disk_failed(tmp_path: Path, recorder: CometRecorder) -> None:
+    with small_disk(tmp_path / "runs", 2_000):
+        found = study(mode="offline")
+        folder = StudyFolder("runs", found.name)
+        with ExitStack() as session:
+            tracker = Guarded(wiring.make_tracker(found, "runs", folder, session))
+            sweep(
+                found,
+                grid(found),
+                InProcessPool(fake_worker(4), 4),
+                ParquetCatalog(Tables("runs"), found),
+                tracker,
+            )
+            assert not tracker.disk_failed
+            fill(tmp_path / "runs", leave=48_000)
+            line = tracker.close()
+        assert tracker.disk_failed
+        assert (
+            line
+            == f"tracking failed once with a disk's error: {folder.comet.absolute()}: No space left on device"
+        )

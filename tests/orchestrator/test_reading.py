@@ -9,9 +9,9 @@ from orchestrator import api, cli
 from orchestrator.catalog.tables import Tables
 from orchestrator.study_folder import StudyFolder
 from tests.comet_recorder import CometRecorder
+from tests.disks import read_only
 from tests.orchestrator.studies import small_study
 from tests.orchestrator.test_tools import run
-from tests.read_only import read_only
 
 STUDY = small_study("small")
 

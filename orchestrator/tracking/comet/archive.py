@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import os
 import shlex
@@ -11,13 +12,22 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking import TrackedImage, TrackedTrial
 from orchestrator.tracking.comet.child import FLAGS, Child, Inbox, Tell, environment
-from orchestrator.tracking.comet.content import MOST_IMAGES, CometError, Content, Source, with_pictures
+from orchestrator.tracking.comet.content import (
+    MOST_IMAGES,
+    CometError,
+    Content,
+    DiskError,
+    Source,
+    disk_failure,
+    with_pictures,
+)
 from orchestrator.tracking.comet.experiment import facts
 
 _SCRATCH = ".comet-building"
@@ -32,12 +42,35 @@ def write_archive(content: Content, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     finished = folder / f"{content.key}.zip"
-    with tempfile.TemporaryDirectory(prefix=".comet-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".comet-", dir=folder) as scratch, _disk_watched(folder):
         expected = _log_everything(content, Path(scratch))
         archive = _only_archive(Path(scratch))
         _check(archive, expected)
         _publish(archive, finished)
     return finished
+
+
+@contextmanager
+def _disk_watched(folder: Path) -> Iterator[None]:
+    """Raise DiskError where an archive is not whole and the SDK, which goes on after any error, has logged why."""
+    seen: list[DiskError] = []
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raised = record.exc_info[1] if record.exc_info else None
+            told = record.args if isinstance(record.args, tuple) else ()
+            seen.extend(found for each in (raised, *told) if (found := disk_failure(each, folder)))
+
+    watch, logger = Watch(), logging.getLogger("comet_ml")
+    logger.addHandler(watch)
+    try:
+        yield
+    except CometError:
+        if seen:
+            raise seen[0] from None
+        raise
+    finally:
+        logger.removeHandler(watch)
 
 
 def archive_in_child(source: Source, folder: Path, log: Path, deadline: float | None = 600.0) -> Path:

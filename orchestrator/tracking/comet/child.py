@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.comet.content import CometError
+from orchestrator.tracking.comet.content import CometError, DiskError, disk_failure
 
 Tell = Callable[[object], None]
 """Says something JSON-able to the parent."""
@@ -182,6 +182,8 @@ class Child:
             return None
         if kind == "refused":
             raise CometError(value)
+        if kind == "disk":
+            raise DiskError(value)
         if kind == "failed":
             raise CometError(f"{value}; see {self._log}")
         if kind == "died":
@@ -267,7 +269,8 @@ def live() -> None:
 
         task, arguments = pickle.load(sys.stdin.buffer)
         say(*_attempt(task, lambda value: say("told", value), Inbox(), arguments))
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(0)  # what the SDK still wants to do at its exit nobody waits for
 
 
@@ -276,10 +279,14 @@ def _attempt(
 ) -> tuple[str, object]:
     try:
         return "done", task(tell, inbox, *arguments)
-    except CometError as error:
-        return "refused", str(error)
     except Exception as error:  # noqa: BLE001 -- whatever failed, the parent gets one sentence
+        disk = disk_failure(error, Path(os.environ["TMPDIR"]))
+        if disk is not None:
+            return "disk", str(disk)
+        if isinstance(error, CometError):
+            return "refused", str(error)
         # The SDK's texts may quote a key, so where it happened is told, and what kind of error it was.
-        sys.stderr.writelines(traceback.format_tb(error.__traceback__))
-        sys.stderr.write(f"{type(error).__name__}\n")
+        with suppress(OSError):
+            sys.stderr.writelines(traceback.format_tb(error.__traceback__))
+            sys.stderr.write(f"{type(error).__name__}\n")
         return "failed", f"{task.__name__} failed with {type(error).__name__}"

@@ -1,10 +1,13 @@
 """What a study's experiment holds: plain data, read from the catalog wherever it is to go."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from urllib.parse import quote
 
 from orchestrator.tracking import TrackedImage
@@ -22,6 +25,33 @@ LONG_TEXTS = ("prompt", "negative_prompt", "score_text")
 
 class CometError(Exception):
     """One sentence for the user that says what is wrong with Comet; it never quotes a key."""
+
+
+class DiskError(CometError, OSError):
+    """A disk of this machine failed, not Comet; the text says which folder and why."""
+
+
+DISK_FAILURES = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENODEV,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.ESTALE,
+}
+"""Of an OSError that is no server's: a place of this machine cannot be used."""
+
+
+def disk_failure(error: object, scratch: Path) -> DiskError | None:
+    """An error as a disk's, None where it is another; what names no file is of the folder that has `scratch`."""
+    if isinstance(error, DiskError):
+        return error
+    if not isinstance(error, OSError) or error.errno not in DISK_FAILURES:
+        return None
+    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else scratch
+    return DiskError(f"{scratch.parent if named.is_relative_to(scratch) else named}: {error.strerror}")
 
 
 @dataclass(frozen=True)

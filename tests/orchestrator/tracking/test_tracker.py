@@ -101,10 +101,26 @@ class TestGuarded(TrackerContract):
             tracker.trials([TRIAL])
             line = tracker.close()
         assert tracker.failures == 3
-        assert line == "tracking failed 3 times, first with OSError: no room for 1 images"
+        assert line == "tracking failed 3 times, first with a disk's error: no room for 1 images"
         assert [record.getMessage() for record in caplog.records] == [
-            "tracking failed with OSError: no room for 1 images; the study goes on"
+            "tracking failed with a disk's error: no room for 1 images; the study goes on"
         ]
+
+    def test_a_disk_counts_where_the_end_fails(self) -> None:
+        class Full(NullTracker):
+            def images(self, records: Sequence[TrackedImage]) -> None:
+                raise OSError(28, "No space left on device")
+
+        tracker = Guarded(Full())
+        tracker.images([IMAGE])
+        assert (tracker.close(), tracker.failures, tracker.disk_failed) == (
+            "tracking failed once with a disk's error: [Errno 28] No space left on device",
+            1,
+            False,
+        )
+        tracker = Guarded(FailingTracker())
+        tracker.close()
+        assert tracker.disk_failed
 
     def test_keeps_the_trackers_own_line_beside_a_failure(self) -> None:
         inner = RecordingTracker()

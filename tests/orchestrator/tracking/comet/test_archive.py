@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 
 from orchestrator.tracking.comet import archive as archive_module
 from orchestrator.tracking.comet.archive import CometOfflineTracker, archive_in_child, count_images
-from orchestrator.tracking.comet.content import CometError, Content, Source
+from orchestrator.tracking.comet.content import CometError, Content, DiskError, Source
+from tests.disks import small_disk
 from tests.orchestrator.tracking.comet.contents import (
     FILE,
     KEY,
@@ -228,3 +230,29 @@ def test_a_build_past_its_deadline_is_killed_and_leaves_nothing(
     (child,) = started
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("kib", "when"), [(8, "it begins"), (60, "pictures come"), (200, "the SDK zips them")], ids=str
+)
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_that_looks_whole(
+    tmp_path: Path, kib: int, when: str
+) -> None:
+    """40 pictures take some 105 KiB, and while they are zipped twice as much."""
+    disk = tmp_path / "disk"
+    with small_disk(disk, kib):
+        with pytest.raises(DiskError) as caught:
+            archive_in_child(partial(a_study, 40), disk / "comet", tmp_path / "comet.log")
+        assert str(caught.value) == f"{disk}/comet: No space left on device"
+        assert list((disk / "comet").iterdir()) == []
+
+
+def test_an_archive_just_fits_or_is_refused(tmp_path: Path) -> None:
+    """Whatever the SDK has to say of a disk that is full in its last step, half an archive is none."""
+    for kib in range(204, 244, 12):
+        disk = tmp_path / "disk"
+        with small_disk(disk, kib):
+            with suppress(DiskError):
+                archive_in_child(partial(a_study, 40), disk / "comet", tmp_path / "comet.log")
+            built = list((disk / "comet").iterdir())
+            assert [count_images(path) for path in built] == [40] * len(built)

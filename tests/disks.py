@@ -1,6 +1,7 @@
-"""A folder that may only be read, for root too, who runs some of these tests."""
+"""Disks that may only be read, for root too, who runs some of these tests, and disks that are soon full."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,3 +37,25 @@ def read_only(folder: Path) -> Iterator[None]:
         os.chdir("/")
         subprocess.run(["umount", folder], check=True)
         os.chdir(here)
+
+
+@contextmanager
+def small_disk(folder: Path, kib: int) -> Iterator[None]:
+    """Make a folder a disk of its own, of so many KiB."""
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("who runs this may not mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path, leave: int) -> None:
+    """Fill the disk that a folder lies on but for so many bytes."""
+    room = shutil.disk_usage(folder).free - leave
+    with (folder / "ballast").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room)
