@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.catalog.expressions import filtered
-from orchestrator.catalog.frames import best, joined, pictures_of
+from orchestrator.catalog.frames import best, joined, pictures_of, score_names
 from orchestrator.catalog.schema import SCHEMAS, SUFFIXES, huggingface_metadata, suffix
 from orchestrator.catalog.tables import Tables
 from orchestrator.images import checked_id
@@ -61,7 +61,7 @@ def rows_of(
     else:
         rows = joined(tables, study, pictures=False, as_filed=filed)
     if where is not None:
-        rows = filtered(rows, where)
+        rows = filtered(rows, where, score_names(rows))
     if top is not None:
         rows = rows.filter(pc.is_valid(rows["value"]))
         order = pc.sort_indices(rows, sort_keys=[("value", "descending"), ("trial", "ascending")])

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.catalog.ids import Index, keys
-from orchestrator.catalog.parquet import Scores
-from orchestrator.catalog.schema import SCHEMAS, SETTING_COLUMNS, suffix
+from orchestrator.catalog.parquet import Scores, scorer_name
+from orchestrator.catalog.schema import ASKED_SIZE, SCHEMAS, SETTING_COLUMNS, suffix
 from orchestrator.catalog.tables import Tables
 from search_spaces.models import PIXEL_SCORERS
-from search_spaces.requests import Settings
+from search_spaces.objectives import GPU_SECONDS
+from search_spaces.requests import Settings, Value
 
 STATES = ("scored", "infeasible", "lost")
 """Of an instance that has had several, the one that holds: a lost image may have been tried again."""
@@ -58,14 +59,52 @@ def joined(
                 SCHEMAS["images"].field("image"), pictures_of(tables, table["image_id"])
             )
         elif name not in table.column_names:
-            column = made[name]
-            if name in SETTING_COLUMNS:
-                pairs = zip(swept, column.to_pylist(), strict=True)
-                column = pa.array(
-                    [own.get(name, drawn) for own, drawn in pairs], images.schema.field(name).type
-                )
-            table = table.append_column(images.schema.field(name), column)
-    return _with_pixel_scores(table, tables, among)
+            table = table.append_column(images.schema.field(name), made[name])
+    return _with_pixel_scores(_with_swept(table, swept), tables, among)
+
+
+def _with_swept(table: pa.Table, swept: Sequence[Settings]) -> pa.Table:
+    """A joined table with every swept setting as a column of the trial's own values; what it left alone, as drawn."""
+    for name in dict.fromkeys(name for own in swept for name in own):
+        place = table.schema.get_field_index(name)
+        if place >= 0 and name not in SETTING_COLUMNS and name not in ASKED_SIZE:
+            continue  # a column that is no setting's
+        drawn = table[name].to_pylist() if place >= 0 else _others(table, name)
+        values = [own.get(name, other) for own, other in zip(swept, drawn, strict=True)]
+        if place < 0:
+            table = table.append_column(name, _column(values))
+        else:
+            field = table.schema.field(place)
+            table = table.set_column(place, field, pa.array(values, field.type))
+    return table
+
+
+def _others(table: pa.Table, name: str) -> list[Value]:
+    """Values of a setting without a column of its own, with which the pictures were drawn."""
+    texts = table["other_settings"].to_pylist()
+    known = {text: json.loads(text).get(name) if text else None for text in set(texts)}
+    return [known[text] for text in texts]
+
+
+def _column(values: Sequence[Value]) -> pa.Array:
+    """Values of a setting without a column of its own; those of several kinds as texts."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return pa.array(values, pa.float64())
+    if len(kinds) == 1:
+        return pa.array(values)
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def score_names(rows: pa.Table) -> dict[str, pc.Expression]:
+    """What a report calls the scores of joined rows, such as clip_score: a name → where it stands in them."""
+    names = {scorer_name(scorer) for scorer in rows["scorer"].unique().to_pylist()}
+    nothing = pa.scalar(None, pa.float64())
+    values = {
+        name: pc.if_else(pc.starts_with(pc.field("scorer"), pattern=f"{name}/"), pc.field("value"), nothing)
+        for name in sorted(names)
+    }
+    return {**values, GPU_SECONDS: pc.field("seconds_generate")}
 
 
 def _swept(trials: pa.Table, as_filed: Callable[[Settings], Settings]) -> list[Settings]:

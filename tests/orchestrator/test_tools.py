@@ -157,7 +157,7 @@ def test_no_text_does_more_than_fail(text: str) -> None:
         warnings.catch_warnings(action="ignore"),
         suppress(InputError),
     ):  # the warnings are Python's, of odd literals
-        condition(text, ["value", "seed"])
+        condition(text, {"value": pc.field("value"), "seed": pc.field("seed")})
 
 
 def pixels(picture: bytes) -> object:
