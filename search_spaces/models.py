@@ -101,17 +101,27 @@ class Family:
     strength has no other effect except that 1 starts inpainting from pure noise.
     `none_is_empty`: a missing negative prompt draws the same as an empty one.
     `slots`: the slot engine serves it, since its calls were compared with plain ones in mixed batches.
+    `tokenizers`: the parts through which alone its texts reach the model, as they are written.
     """
 
     guidance_off_at: float | None = None
     strength_cuts_steps: bool = False
     none_is_empty: bool = False
     slots: bool = False
+    tokenizers: tuple[str, ...] = ()
 
 
 # Read in diffusers' pipeline_stable_diffusion*.py and pipeline_stable_diffusion_xl*.py.
-STABLE_DIFFUSION = Family(guidance_off_at=1.0, strength_cuts_steps=True, none_is_empty=True, slots=True)
-STABLE_DIFFUSION_XL = Family(guidance_off_at=1.0, strength_cuts_steps=True, none_is_empty=False, slots=True)
+STABLE_DIFFUSION = Family(
+    guidance_off_at=1.0, strength_cuts_steps=True, none_is_empty=True, slots=True, tokenizers=("tokenizer",)
+)
+STABLE_DIFFUSION_XL = Family(
+    guidance_off_at=1.0,
+    strength_cuts_steps=True,
+    none_is_empty=False,
+    slots=True,
+    tokenizers=("tokenizer", "tokenizer_2"),
+)
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionImg2ImgPipeline": STABLE_DIFFUSION,

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import TopologicalSorter
 from itertools import islice
+from types import MappingProxyType
 
 from pydantic import BaseModel, ConfigDict
 
 from search_spaces.domains import Choices, Domain, FloatRange, contains, landmarks, spellings
 from search_spaces.models import ModelDescription
 from search_spaces.requests import Settings, Value, content_hash
+from search_spaces.texts import ALL_TEXTS, Texts, as_read
 
 
 class Space(BaseModel):
@@ -147,16 +149,19 @@ def why_it_cannot_run(settings: Settings, model: ModelDescription) -> str | None
     return None
 
 
-def canonical_settings(settings: Settings, model: ModelDescription) -> dict[str, Value]:
+def canonical_settings(
+    settings: Settings, model: ModelDescription, texts: Texts = MappingProxyType({})
+) -> dict[str, Value]:
     """Complete settings as their family sees them: two that draw the same picture become one.
 
     A scheduler's options count where they differ from the model's own. For Stable Diffusion: guidance at or
     below 1 is off, and the negative prompt with it; strength counts through the steps it leaves; a missing
-    negative prompt is an empty one.
+    negative prompt is an empty one. Of `texts` that the model reads alike the first spelling counts.
     """
     canon = dict(settings)
     if model.family.none_is_empty and canon.get("negative_prompt", "") is None:
         canon["negative_prompt"] = ""
+    canon |= {name: as_read(name, canon[name], texts) for name in ALL_TEXTS & canon.keys()}
     if (
         model.family.guidance_off_at is not None
         and canon.get("scheduler", "DDIMScheduler") not in SCHEDULERS_WITH_ETA
@@ -197,13 +202,16 @@ class Judge:
     """Tells a strategy which swept settings are the same candidate and which cannot run.
 
     Of `axes` the conditions count: where one does not hold, its setting is the model's default. No setting may
-    depend on itself, through others.
+    depend on itself, through others. `texts` are read alike, and where all inputs have one `prompt`, it is what
+    settings without one draw.
     """
 
     fixed: Settings
     model: ModelDescription
     axes: Mapping[str, Domain] = field(default_factory=dict)
     exclude: Sequence[Exclusion] = ()
+    texts: Texts = field(default_factory=dict)
+    prompt: str | None = None
 
     def complete(self, swept: Settings) -> dict[str, Value]:
         """Fixed and swept settings together, without what their conditions do not allow."""
@@ -223,7 +231,10 @@ class Judge:
 
     def candidate(self, swept: Settings) -> str:
         """Equal for settings that draw the same pictures."""
-        return content_hash(canonical_settings(self.complete(swept), self.model))
+        settings = self.complete(swept)
+        if "prompt" in settings and settings["prompt"] is None:
+            settings["prompt"] = self.prompt
+        return content_hash(canonical_settings(settings, self.model, self.texts))
 
     def as_filed(self, swept: Settings) -> dict[str, Value]:
         """Swept settings under the study file's own values, wherever it has such that draw the same pictures.
@@ -347,8 +358,17 @@ def why_twins(cell: Settings, other: Settings, judge: Judge) -> str:
                 f"guidance_scale ≤ {model.family.guidance_off_at:g} switches guidance off, so "
                 f"{_change_nothing(dead)} there"
             )
-        else:
+        elif any(settings[name] is None or twin[name] is None for name in dead):
             reasons.append("a missing negative_prompt is an empty one")
+    texts = {
+        name
+        for name in ALL_TEXTS & differing
+        if as_read(name, settings[name], judge.texts) == as_read(name, twin[name], judge.texts)
+    }
+    if texts:
+        reasons.append(f"the model's tokenizer reads texts of {' and '.join(sorted(texts))} as one")
+    elif "prompt" in differing:
+        reasons.append("the prompt is that of all inputs")
     if "eta" in differing and settings.get("scheduler") not in SCHEDULERS_WITH_ETA:
         reasons.append(f"eta changes nothing with {settings.get('scheduler')}")
     options = sorted(differing & model.scheduler_kinds.keys())

@@ -17,6 +17,7 @@ from search_spaces.requests import ImageRequest, Instance, Role, Settings, Value
 from search_spaces.space import Judge, Space, canonical_settings, excludes, telling_cells
 from search_spaces.strategies.staged import coarse, coarse_cells
 from search_spaces.study_file import BudgetSpec, CometSpec, EngineSpec, SearchSpec, StudySpec
+from search_spaces.texts import ALL_TEXTS, Texts
 
 PIXEL_REVISION = 1
 """Raised whenever our own code changes the pixels of an unchanged request."""
@@ -61,7 +62,9 @@ class Study(BaseModel):
     """Everything that decides a study's pictures and scores, resolved at its creation.
 
     `settings` are the fixed ones, complete: every setting of the catalog that is not an axis of `space`.
-    `token` is drawn at random at the study's creation and tells it from all others of its name.
+    `token` is drawn at random at the study's creation and tells it from all others of its name. `texts` are its
+    texts, each with the spelling that the identity of pictures is made of (`search_spaces.texts`); None where each
+    is its own, as in studies of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,6 +86,7 @@ class Study(BaseModel):
     directions: dict[str, Direction] = {}
     constraints: tuple[Constraint, ...] = ()
     budget: BudgetSpec = BudgetSpec()  # type: ignore[call-arg]
+    texts: dict[str, str] | None = None
 
     @property
     def objectives(self) -> dict[str, Direction]:
@@ -103,7 +107,12 @@ class Study(BaseModel):
     @property
     def judge(self) -> Judge:
         """Tells twins and cells that cannot run or are left out."""
-        return Judge(self.settings, self.model, self.space.axes, self.exclude)
+        prompts = {self._as_read(item.prompt) for item in self.inputs}
+        prompt = next(iter(prompts)) if len(prompts) == 1 else None
+        return Judge(self.settings, self.model, self.space.axes, self.exclude, self.texts or {}, prompt)
+
+    def _as_read(self, prompt: str) -> str:
+        return (self.texts or {}).get(prompt, prompt)
 
     @property
     def baseline(self) -> dict[str, Value]:
@@ -193,8 +202,8 @@ class Study(BaseModel):
             "dtype": self.model.dtype,
             "diffusers": self.model.diffusers,
             "pixel_revision": PIXEL_REVISION,
-            "settings": canonical_settings(settings, self.model),
-            "prompt": prompt,
+            "settings": canonical_settings(settings, self.model, self.texts or {}),
+            "prompt": self._as_read(prompt),
             "seed": instance.seed,
             "image": instance.image,
             "mask": instance.mask,
@@ -210,6 +219,14 @@ class Study(BaseModel):
         )
 
 
+def texts_of(spec: StudySpec) -> list[str]:
+    """Every text of a study file that its model reads, each once: prompts, then the settings that are texts."""
+    found: list[Value] = [item.prompt for item in spec.inputs]
+    for name in sorted(ALL_TEXTS):
+        found += (*_values(spec, name), *(settings.get(name) for settings in spec.search.enqueue))
+    return list(dict.fromkeys(text for text in found if isinstance(text, str)))
+
+
 def pin(
     spec: StudySpec,
     model: ModelDescription,
@@ -217,6 +234,7 @@ def pin(
     inputs: Sequence[PinnedInput],
     token: str,
     source: str,
+    texts: Texts | None = None,
 ) -> Study:
     """Resolve a study file against its model. Raises InputError for settings that the model does not take."""
     for section, names in (("settings", spec.settings), ("space", spec.space)):
@@ -254,6 +272,7 @@ def pin(
         directions={name: how for entry in spec.objectives for name, how in entry.items()},
         constraints=tuple(map(parse_constraint, spec.constraints)),
         budget=spec.budget,
+        texts=None if texts is None else dict(texts),
     )
     _check_conditions(study, source)
     _check_search(study, source)

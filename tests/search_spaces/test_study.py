@@ -554,6 +554,40 @@ def test_a_value_that_is_dead_by_itself_is_the_last_to_be_a_files_twin() -> None
     assert pinned.baseline == {"guidance_scale": 1.0, "negative_prompt": ""}
 
 
+TEXTS = {"": "", " ": "", "cartoon": "cartoon", "Cartoon": "cartoon", "cartoon ": "cartoon"}
+SPELLINGS = "{negative_prompt: ['', ' ', cartoon, Cartoon, 'cartoon ']}"
+
+
+def test_texts_that_a_model_reads_as_one_are_one_candidate_and_one_picture() -> None:
+    raw, read = study(SPELLINGS), study(SPELLINGS, texts=TEXTS)
+    assert len(survey(raw.space, raw.judge, raw.first).candidates) == 5
+    found = survey(read.space, read.judge, read.first)
+    assert [cell["negative_prompt"] for cell in found.candidates] == ["", "cartoon"]
+    assert found.inert == {"the model's tokenizer reads texts of negative_prompt as one": 3}
+    instance = read.instances[0]
+    for cell in read.space.lattice():
+        spelled = {"negative_prompt": TEXTS[str(cell["negative_prompt"])]}
+        request = read.request(cell, instance)
+        assert request.image_id == raw.request(spelled, instance).image_id, "stored pictures keep their names"
+        assert request.settings["negative_prompt"] == cell["negative_prompt"], "a text stays as it is written"
+
+
+def test_prompts_of_one_spelling_draw_one_picture() -> None:
+    texts = {"": "", "a green dragon": "a green dragon", "A  green Dragon": "a green dragon"}
+    shouted = CAT.model_copy(update={"prompt": "A  green Dragon"})
+    made = study("{eta: [0]}", inputs=(CAT, shouted), texts=texts)
+    one, two = (made.request({"eta": 0}, instance) for instance in made.instances[:2])
+    assert (one.image_id, one.prompt, two.prompt) == (two.image_id, "a green dragon", "A  green Dragon")
+
+
+def test_a_swept_prompt_that_is_that_of_all_inputs_is_the_models_own_setting() -> None:
+    made = study("{prompt: [a dog, a green dragon]}")
+    assert made.baseline == {"prompt": "a green dragon"}
+    assert len(survey(made.space, made.judge, made.first).candidates) == 2
+    two = study("{prompt: [a dog, a green dragon]}", inputs=(CAT, CAT.model_copy(update={"prompt": "a cat"})))
+    assert two.baseline == {"prompt": None}
+
+
 def test_a_baseline_that_is_left_out_is_not_tried() -> None:
     assert study("{strength: [0.5, 1]}", rest="exclude: [{strength: 1}]").first == []
 

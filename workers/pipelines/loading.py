@@ -152,6 +152,21 @@ def describe(
     )
 
 
+def part_folder(model: ModelDescription, part: str, files: Sequence[str]) -> tuple[str | None, Path]:
+    """The class of a part, as the model's model_index.json names it, and the folder with those of its `files` that
+    there are; they are fetched where the model is a hub's. None where the model leaves the part out.
+
+    Raises InputError, and KeyError or OSError where it has no such part.
+    """
+    folder = local_folder(model.location)
+    if folder is not None:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return index[part][1], folder / part
+    hub = _Files(model.location, model.revision, "model", "model_index.json")
+    there = [path for name in files if (path := hub.path(f"{part}/{name}")) is not None]
+    return hub.json("model_index.json")[part][1], there[0].parent if there else Path(part)
+
+
 def describe_clip(name: str | None, model: str, near: Path, trust: Sequence[Trust] = ()) -> ScorerDescription:
     """The CLIP that judges: the one asked for, else the model's own, else torchmetrics' default."""
     entry = registered(model.partition("@")[0])
@@ -382,7 +397,7 @@ class _Files:
 
     def json(self, name: str) -> dict[str, Any]:
         """A configuration file's content; empty where the model has no such file."""
-        path = self._folder / name if self._folder is not None else self._hub_file(name)
+        path = self.path(name)
         if path is None or not path.is_file():
             return {}
         try:
@@ -392,6 +407,10 @@ class _Files:
         if not isinstance(content, dict):
             raise InputError(f"{self._key}: {path} is not a JSON object")
         return content
+
+    def path(self, name: str) -> Path | None:
+        """Where a file lies on this machine; None where the model on the hub has no such file."""
+        return self._folder / name if self._folder is not None else self._hub_file(name)
 
     def _hub_file(self, name: str) -> Path | None:
         from huggingface_hub import hf_hub_download
