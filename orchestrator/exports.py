@@ -1,7 +1,5 @@
 """A study brought into other tools' formats: a folder of pictures, CSV, Parquet, a data set, an Optuna storage."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from orchestrator.catalog.expressions import filtered
 from orchestrator.catalog.frames import best, joined, pictures_of, score_names
 from orchestrator.catalog.schema import SCHEMAS, SUFFIXES, huggingface_metadata, suffix
 from orchestrator.catalog.tables import Tables
+from orchestrator.cells import code, csv_text
 from orchestrator.images import checked_id
 from orchestrator.study_folder import as_filed, named_folder
 from search_spaces.errors import InputError, did_you_mean
@@ -184,12 +183,7 @@ def _csv_holds(wanted: Export) -> bool:
 
 
 def _csv_text(wanted: Export) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(wanted.rows.column_names)
-    for row in wanted.rows.to_pylist():
-        writer.writerow(["" if value is None else value for value in row.values()])
-    return text.getvalue()
+    return csv_text([wanted.rows.column_names, *(row.values() for row in wanted.rows.to_pylist())])
 
 
 def _write_whole_parquet(wanted: Export, path: Path) -> None:
@@ -247,9 +241,9 @@ def _shards(rows: pa.Table) -> list[str]:
 
 def _card(wanted: Export) -> str:
     rows = wanted.rows
-    models = ", ".join(sorted(filter(None, set(rows["model"].to_pylist()))))
-    scorers = ", ".join(sorted(set(rows["scorer"].to_pylist())))
-    columns = "\n".join(f"| `{field.name}` | {field.type} |" for field in rows.schema)
+    models = ", ".join(map(code, sorted(filter(None, set(rows["model"].to_pylist())))))
+    scorers = ", ".join(map(code, sorted(set(rows["scorer"].to_pylist()))))
+    columns = "\n".join(f"| {code(field.name)} | {field.type} |" for field in rows.schema)
     return (
         "---\n"
         f"pretty_name: {json.dumps(wanted.study)}\n"

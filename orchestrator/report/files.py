@@ -1,10 +1,9 @@
 """A report as files: the text that a terminal shows, and a table of all trials."""
 
-import csv
 import io
 
-from rich.console import Console
-
+from orchestrator.cells import csv_text
+from orchestrator.console import Console
 from orchestrator.report.results import Results
 from orchestrator.report.statistics import complete_scores
 from orchestrator.report.terminal import render_report
@@ -27,14 +26,12 @@ def trials_csv(results: Results) -> str:
 
     Mean and interval are empty for a trial that is not judged on every instance.
     """
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
     score = results.objective
-    table.writerow(["trial", *results.axes, "judged", "failed", score, f"{score}_half_width"])
+    rows: list[list[object]] = [["trial", *results.axes, "judged", "failed", score, f"{score}_half_width"]]
     for trial in results.trials:
         scores = complete_scores(trial, results.instances)
         found = estimate(scores) if scores else None
         told = [None, None] if found is None else [found.mean, found.half_width]
         settings = [trial.settings.get(name) for name in results.axes]
-        table.writerow([trial.number, *settings, len(trial.scores), len(trial.failures), *told])
-    return stream.getvalue()
+        rows.append([trial.number, *settings, len(trial.scores), len(trial.failures), *told])
+    return csv_text(rows, lineterminator="\n")

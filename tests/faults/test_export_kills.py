@@ -34,28 +34,35 @@ def content(place: Path) -> dict[str, bytes]:
     return {str(path.relative_to(place)): path.read_bytes() for path in files}
 
 
+def begin(to: str, place: Path, root: Path) -> "subprocess.Popen[bytes]":
+    """An export that has begun to write."""
+    process = subprocess.Popen(command(to, place, root), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not any(place.parent.iterdir()):
+        time.sleep(0.001)
+    return process
+
+
 def killed(to: str, kills: int, folder: Path) -> Counter[str]:
     """What became of so many killed exports, each in an empty folder, and of the same command after each."""
     chance, root = random.Random(16), folder / "runs"
     if not root.exists():
         run(root, small_study("killed", seeds=SEEDS))
-    whole = folder / f"whole-{to}"
-    subprocess.run(command(to, whole, root), check=True, capture_output=True)
-    begun = time.monotonic()
-    subprocess.run(command(to, folder / f"again-{to}", root), check=True, capture_output=True)
+    whole = folder / f"whole-{to}" / "out"
+    whole.parent.mkdir()
+    process, begun = begin(to, whole, root), time.monotonic()
+    process.wait()
     seconds = time.monotonic() - begun
     counted: Counter[str] = Counter()
     for _ in range(kills):
         with tempfile.TemporaryDirectory(dir=folder) as name:
             place = Path(name) / "out"
-            process = subprocess.Popen(command(to, place, root), stdout=subprocess.DEVNULL)
-            time.sleep(chance.uniform(0.4, 1.0) * seconds)  # before that it starts Python
+            process = begin(to, place, root)
+            time.sleep(chance.uniform(0.0, 1.0) * seconds)
             counted["killed"] += process.poll() is None
             process.kill()
             process.wait()
-            if place.exists():
-                counted["there"] += 1
-                counted["half there"] += content(place) != content(whole)
+            counted["there"] += place.exists()
+            counted["half there"] += place.exists() and content(place) != content(whole)
             counted["left aside"] += any(Path(name).glob(".*"))
             again = subprocess.run(command(to, place, root), check=False, capture_output=True)
             counted["refused"] += again.returncode != 0

@@ -1,5 +1,7 @@
 """An export is there whole or not at all, and the command that was killed may be given again."""
 
+import csv
+import io
 import os
 import shutil
 import signal
@@ -9,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli
+from orchestrator import api, cli
 from orchestrator.exports import FORMATS, export
+from orchestrator.study_folder import StudyFolder
+from search_spaces.domains import Choices
 from search_spaces.errors import InputError
+from search_spaces.space import Space
 from tests.orchestrator.studies import small_study
 from tests.orchestrator.test_tools import run
 
@@ -105,3 +110,30 @@ def test_a_disk_that_is_full_leaves_nothing(
         assert f"{tmp_path / 'out'}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     shutil.rmtree(tmp_path)
+
+
+def test_what_others_wrote_is_text_in_every_table_and_page(tmp_path: Path) -> None:
+    """Prompts, texts of settings and a model's name may hold what a spreadsheet, a browser or a terminal obeys."""
+    study = small_study("hostile", guidance=(3.0, 5.0))
+    space = Space(
+        axes={"guidance_scale": Choices(values=(3, 5)), "negative_prompt": Choices(values=("", "=1+1"))}
+    )
+    hostile = study.inputs[0].model_copy(update={"prompt": "-cat\x1b[2J <script>", "score_text": "@SUM(A1)"})
+    model = study.model.model_copy(update={"name": "<img src=x>|`a`"})
+    study = study.model_copy(update={"space": space, "inputs": (hostile,), "model": model})
+    root = str(tmp_path / "runs")
+    run(tmp_path / "runs", study)
+    api.write_report(api.results("hostile", root), root)
+    folder = StudyFolder(root, "hostile")
+    trials = list(csv.DictReader(io.StringIO(folder.trials.read_text(encoding="utf-8"))))
+    assert {row["negative_prompt"] for row in trials} == {"", "'=1+1"}
+    assert {row["guidance_scale"] for row in trials} == {"3", "5"}
+    assert "\x1b" not in folder.report.read_text(encoding="utf-8")
+    export("hostile", "csv", str(tmp_path / "out.csv"), root)
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["prompt"], row["text"]) for row in rows} == {("'-cat?[2J <script>", "'@SUM(A1)")}
+    export("hostile", "hf", str(tmp_path / "out"), root)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "A sweep of `` <img src=x>¦`a` `` by Latentsweep" in card
+    assert card.count("<") == 1
