@@ -194,7 +194,7 @@ def run(
         say(key_problem)
     if isinstance(dashboard, str):
         wiring.check_storage(dashboard)
-    connect = partial(ray_session, address, insecure)
+    connect = partial(ray_session, address, insecure, say)
     clustered = bool(address or os.environ.get("RAY_ADDRESS"))
     with ExitStack() as session:
 

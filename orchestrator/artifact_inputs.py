@@ -72,7 +72,9 @@ def _pinned_artifacts(pinned: Study | None) -> dict[tuple[str, str], tuple[Pinne
 
 
 def _fetched(wanted: Mapping[Slot, Wanted], named: Mapping[Slot, str], file: Path) -> dict[Slot, Located]:
-    located = {}
+    located: dict[Slot, Located] = {}
+    if not wanted:  # as nearly always: Comet's SDK is not even started
+        return located
     try:
         answers = fetch(list(wanted.values()))
     except CometError as error:

@@ -29,6 +29,7 @@ from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGet
 
 from orchestrator import stopping
 from orchestrator.dealing import Places
+from orchestrator.ray_place import exposed_token, fresh_token, private_folder
 from search_spaces.errors import InputError
 
 PROBE_SECONDS = 5.0
@@ -40,12 +41,15 @@ AuthMode = Literal["token", "disabled"]
 
 
 @contextmanager
-def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
+def ray_session(
+    address: str | None, insecure: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
     """A Ray connection for the time of a study: the given cluster, RAY_ADDRESS, or a local instance.
 
     A local instance is asked for by that name, since a stale address file of a killed cluster would
-    otherwise be followed; Ray gives it a token. `insecure`, or RAY_AUTH_MODE=disabled in the environment,
-    accepts a cluster without one. Raises InputError where an address cannot be used.
+    otherwise be followed; it has a token and a folder that are its own. `insecure`, or RAY_AUTH_MODE=disabled in
+    the environment, accepts a cluster without a token. `say` hears what the user should know. Raises InputError
+    where an address, or this machine's folder for Ray, cannot be used.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -54,22 +58,16 @@ def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     if target == "local":
-        with _begun_apart():
-            ray.init(
-                address="local",
-                log_to_driver=False,
-                logging_level="ERROR",
-                num_cpus=cores(),
-                include_dashboard=False,
-            )
-        try:
+        with _instance_of_our_own(say):
             yield
-        finally:
-            ray.shutdown()
         return
     source = f"{'--address' if address else 'RAY_ADDRESS'} {target}"
     head = _head(target, source)
-    with _authenticated(_checked(head, source, insecure)):
+    mode = _checked(head, source, insecure)
+    exposed = exposed_token() if mode == "token" else None
+    if exposed is not None:
+        say(f"note: {exposed}")
+    with _authenticated(mode):
         try:
             with _begun_apart():
                 ray.init(address=head, log_to_driver=False, logging_level="ERROR")
@@ -79,6 +77,28 @@ def ray_session(address: str | None, insecure: bool = False) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _instance_of_our_own(say: Callable[[str], None]) -> Iterator[None]:
+    """Ray on this machine alone, with nothing of it in the user's home or open to other users."""
+    mode: AuthMode | None = None if "RAY_AUTH_MODE" in os.environ else "token"
+    with private_folder(say) as folder, fresh_token(), _authenticated(mode):
+        AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps a token that it has once read
+        try:
+            with _begun_apart():
+                ray.init(
+                    address="local",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    num_cpus=cores(),
+                    include_dashboard=False,
+                    _temp_dir=str(folder),
+                )
+            yield
+        finally:
+            ray.shutdown()
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -280,7 +300,7 @@ def cores() -> int:
 
 def cluster_gpus() -> int:
     """GPUs of the connected cluster: those it has, or as many as `ray up` lets it grow to where that is more."""
-    return max(int(ray.cluster_resources().get("GPU", 0)), gpus_to_grow_to(Path(BOOTSTRAP).expanduser()))
+    return max(int(ray.cluster_resources().get("GPU", 0)), gpus_to_grow_to(Path(BOOTSTRAP)))
 
 
 def gpu_places() -> Places:
@@ -297,7 +317,7 @@ def limited(places: Callable[[], Places], workers: int | None) -> Places:
 def gpus_to_grow_to(bootstrap: Path) -> int:
     """The most GPUs that a cluster's description allows; 0 where there is none on this machine."""
     try:
-        cluster = yaml.safe_load(bootstrap.read_text(encoding="utf-8"))
+        cluster = yaml.safe_load(bootstrap.expanduser().read_text(encoding="utf-8"))
         kinds = cluster["available_node_types"].values()
         most = cluster.get("max_workers", 2**31)
         gpus = sorted(
@@ -308,8 +328,8 @@ def gpus_to_grow_to(bootstrap: Path) -> int:
             ),
             reverse=True,
         )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError):
-        return 0
+    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError):
+        return 0  # RuntimeError: nobody's home
     return sum(gpus[:most])
 
 

@@ -19,7 +19,7 @@ from orchestrator.plan import admitted
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.tracking.comet.archive import CometOfflineTracker
-from orchestrator.tracking.comet.keys import api_key_problem, may_have_key
+from orchestrator.tracking.comet.keys import api_key_problem, home, may_have_key
 from search_spaces.errors import InputError
 from search_spaces.models import PIXEL_SCORERS, ModelDescription, ScorerDescription
 from search_spaces.objectives import PRESERVATION
@@ -241,7 +241,7 @@ def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
     """The scorer that a description names. Raises InputError where it cannot be loaded."""
     from safetensors import SafetensorError
 
-    from workers.pipelines.loading import local_folder, safetensors_only, trust_hint
+    from workers.pipelines.loading import cache_hint, local_folder, safetensors_only, trust_hint
     from workers.scoring.clip import ClipScorer
 
     folder, safe = local_folder(scorer.location), safetensors_only(scorer.trust)
@@ -252,7 +252,8 @@ def load_scorer(scorer: ScorerDescription, device: str) -> "ClipScorer":
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"clip_model: {scorer.model} cannot be loaded: {first_line.rstrip('.')}{trust_hint(error, scorer.trust)}"
+            f"clip_model: {scorer.model} cannot be loaded: {first_line.rstrip('.')}"
+            f"{trust_hint(error, scorer.trust)}{cache_hint(error) if folder is None else ''}"
         ) from error
 
 
@@ -486,7 +487,7 @@ def make_scoring_pool(
 
 def check_comet(study: Study, source: Path) -> None:
     """See that what `comet:` asks for can be had. Raises InputError."""
-    if study.comet.mode != "online" or may_have_key(os.environ, Path(), Path.home()):
+    if study.comet.mode != "online" or may_have_key(os.environ, Path(), home()):
         return
     problem = (api_key_problem(os.environ) or "no API key was found").partition(";")[0]
     raise InputError(
@@ -528,7 +529,7 @@ def make_tracker(
 
 def _comet_tracker(study: Study, root: str, folder: StudyFolder, say: Callable[[str], None]) -> Tracker:
     offline = make_archive(study.name, root, folder)
-    keyed = may_have_key(os.environ, Path(), Path.home())
+    keyed = may_have_key(os.environ, Path(), home())
     if study.comet.mode == "offline" or not keyed:
         return offline
     from orchestrator.tracking.comet.stream import CometStream

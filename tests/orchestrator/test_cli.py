@@ -498,6 +498,23 @@ def test_a_root_that_cannot_be_written(path: Path, capsys: pytest.CaptureFixture
     )
 
 
+def test_a_home_that_cannot_be_written_and_one_that_is_not_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Containers with a random user, and read-only homes: nothing of a local study is kept there."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    assert cli.main(["plan", str(path)]) == 0, capsys.readouterr().err
+
+    def nobody(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(nobody))
+    path.write_text(path.read_text(encoding="utf-8") + "comet: {mode: online}\n", encoding="utf-8")
+    assert "comet.mode: online needs an API key" in complaint(capsys, "run", str(path))
+
+
 def test_plan_says_what_of_the_inputs_is_not_used(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Image.open(path.parent / "cat-mask.png") as mask:
         shape = mask.convert("L")

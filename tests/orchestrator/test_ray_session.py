@@ -6,6 +6,7 @@ import platform
 import re
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str,
     found: dict[str, object] = {}
 
     def init(**options: object) -> None:
-        found.update(options, mode=os.environ.get("RAY_AUTH_MODE"))
+        found.update(
+            options, mode=os.environ.get("RAY_AUTH_MODE"), token=os.environ.get("RAY_AUTH_TOKEN", "")
+        )
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
@@ -273,6 +276,19 @@ def test_the_session_is_shared_and_left_open() -> None:
     with ray_session(None):
         assert ray.is_initialized()
     assert ray.is_initialized()
+
+
+def test_an_instance_of_our_own_has_nothing_in_the_home_or_open_to_others(
+    asked: dict[str, object], tmp_path: Path
+) -> None:
+    with ray_session(None):
+        folder = Path(str(asked["_temp_dir"]))
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert asked["mode"] == "token"
+        assert len(str(asked["token"])) == 64
+    assert not folder.exists()
+    assert not any(tmp_path.iterdir())
+    assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 @pytest.mark.usefixtures("local_ray")

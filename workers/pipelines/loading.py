@@ -1,5 +1,6 @@
 """Models found by name, described as plain data without their weights, and loaded."""
 
+import errno
 import hashlib
 import importlib.resources
 import inspect
@@ -215,7 +216,8 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"model: {model.name} cannot be loaded: {_first_line(error).rstrip('.')}{trust_hint(error, model.trust)}"
+            f"model: {model.name} cannot be loaded: {_first_line(error).rstrip('.')}"
+            f"{trust_hint(error, model.trust)}{cache_hint(error) if folder is None else ''}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     if device == "cpu":
@@ -277,6 +279,19 @@ def trust_hint(error: Exception, trust: Sequence[Trust]) -> str:
             "`trust: [pickles]` in the study file"
         )
     return ""
+
+
+def cache_hint(error: BaseException) -> str:
+    """Which variable moves the hub's files, for an error that comes of where they are kept; "" for other errors."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _UNWRITABLE:
+            return "; models of the hub are kept in ~/.cache/huggingface, which HF_HOME moves"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
 
 def _parts(pipeline: Any) -> dict[str, float]:
@@ -443,7 +458,7 @@ class _Files:
             raise InputError(f"{self._key}: unknown model {self._location!r}: {_first_line(error)}") from None
         except (HfHubHTTPError, OSError) as error:
             raise InputError(
-                f"{self._key}: {self._location} cannot be read from the hub: {_first_line(error)}"
+                f"{self._key}: {self._location} cannot be read from the hub: {_first_line(error)}{cache_hint(error)}"
             ) from None
 
 

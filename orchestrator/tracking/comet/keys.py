@@ -1,5 +1,6 @@
 """Comet's API key: whether there may be one, and what is wrong with it; never the key itself."""
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,6 +36,14 @@ def api_key_problem(environ: Mapping[str, str]) -> str | None:
     return f"{KEY_VARIABLE} {problem}; the run goes on offline"
 
 
+def home() -> Path:
+    """The user's home folder; where nobody has one, as in a container with a user without a name, the root."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 def may_have_key(environ: Mapping[str, str], folder: Path, home: Path) -> bool:
     """Whether the SDK may find a key where it looks: the environment, `.env`, and its configuration files.
 
@@ -45,7 +54,7 @@ def may_have_key(environ: Mapping[str, str], folder: Path, home: Path) -> bool:
     places = [folder / ".env", folder / ".comet.config", home / ".comet.config"]
     named = environ.get("COMET_CONFIG")
     if named:
-        path = Path(named).expanduser()
+        path = Path(os.path.expanduser(named))  # noqa: PTH111  # leaves ~ as it is where nobody has a home
         places.append(path / ".comet.config" if path.is_dir() else path)
     return any("api_key" in _text(place).lower() for place in places)
 

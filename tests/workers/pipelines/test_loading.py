@@ -1,7 +1,9 @@
 """Models are found by name, described without their weights as they really are, and loaded."""
 
+import errno
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -581,6 +583,17 @@ class TestHub:
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer)
         with refusal("model: ", *parts):
+            described("stabilityai/sd-turb@v1")
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+    def test_a_cache_that_cannot_be_written_is_said_with_what_moves_it(
+        self, number: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def answer(*_: object, **__: object) -> str:
+            raise OSError("no room") from OSError(number, os.strerror(number), "/home/nobody/.cache")
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer)
+        with refusal("model: ", "cannot be read from the hub: no room", "which HF_HOME moves"):
             described("stabilityai/sd-turb@v1")
 
     def test_a_hub_id_with_odd_letters_is_refused(self) -> None:
