@@ -88,6 +88,8 @@ def broken_seal(name: str, file: pa.NativeFile) -> str | None:
         return None
     size = file.size()
     ending = file.read_at(min(size, ENDING), max(0, size - ENDING))
+    if not ending.endswith(b"PAR1"):
+        return None  # it is cut off, or no Parquet file, which whoever opens it says
     length = int.from_bytes(ending[-8:-4], "little") + 8
     if length > len(ending):
         ending = file.read_at(min(size, length), max(0, size - length))
