@@ -19,7 +19,9 @@ import json
 import re
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -48,15 +50,18 @@ class Fault:
 
     `hang` answers nothing until the recorder stops; `status` answers with `status` and stores nothing; `slow`
     waits `seconds` first; `lose reply` stores, then drops the connection; `drop` drops it before storing.
+    `drip` sends a byte every `seconds`, `flood` zeros until nobody reads on, `bomb` the same packed a thousandfold;
+    `drip head` drips a header.
     """
 
     path: str
-    act: Literal["hang", "status", "slow", "lose reply", "drop"]
+    act: Literal["hang", "status", "slow", "lose reply", "drop", "drip", "drip head", "flood", "bomb"]
     status: int = 500
     seconds: float = 0.0
     times: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     met: int = 0
+    sent: int = 0
 
 
 @dataclass
@@ -727,6 +732,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._drop()
             if fault.act == "slow":
                 recorder.stopped.wait(fault.seconds)
+            if fault.act in ("drip", "drip head", "flood", "bomb"):
+                return self._never_end(fault)
             if fault.act == "status":
                 return self._reply(
                     fault.status, {"msg": "as the test asks", "code": fault.status}, fault.headers
@@ -753,6 +760,26 @@ class _Handler(BaseHTTPRequestHandler):
             return (json.loads(data) if data else None), {}
         except ValueError:
             return None, {}
+
+    def _never_end(self, fault: Fault) -> None:
+        """Answer until the other side or the recorder has had enough; `fault.sent` is how much that was."""
+        piece, head = b" " * 65_536, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+        packer = zlib.compressobj(9, wbits=31)
+        if fault.act == "bomb":
+            head += b"Content-Encoding: gzip\r\n"
+        head += b"X-Long: " if fault.act == "drip head" else b"Content-Length: 9000000000\r\n\r\n"
+        with suppress(OSError):
+            self.connection.sendall(head)
+            while not self.server.recorder.stopped.is_set():
+                if fault.act.startswith("drip"):
+                    self.server.recorder.stopped.wait(fault.seconds)
+                    self.connection.sendall(b" ")
+                    fault.sent += 1
+                    continue
+                sent = piece if fault.act == "flood" else packer.compress(piece * 100)
+                self.connection.sendall(sent)
+                fault.sent += len(sent)
+        self.close_connection = True
 
     def _drop(self) -> None:
         self.close_connection = True

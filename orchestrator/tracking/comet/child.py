@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking.comet.content import CometError, DiskError, disk_failure
+from orchestrator.tracking.comet.replies import bound
 
 Tell = Callable[[object], None]
 """Says something JSON-able to the parent."""
@@ -267,6 +268,7 @@ def live() -> None:
                 answers.write(json.dumps((kind, value)) + "\n")
                 answers.flush()
 
+        bound()
         task, arguments = pickle.load(sys.stdin.buffer)
         say(*_attempt(task, lambda value: say("told", value), Inbox(), arguments))
     with suppress(OSError):

@@ -4,6 +4,7 @@ The SDK's own texts may quote the key, so none of them is passed on but what a s
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tracking.comet.child import FLAGS, Child, environment
-from orchestrator.tracking.comet.content import CometError, CometStudy
+from orchestrator.tracking.comet.content import CometError, CometStudy, disk_failure
+from orchestrator.tracking.comet.replies import SlowReplyError
 
 NO_KEY = "no API key of Comet was found; set COMET_API_KEY or write it into ~/.comet.config"
 BAD_KEY = (
@@ -134,7 +136,10 @@ def translated() -> Iterator[None]:
     except CometError:
         raise
     except Exception as error:
-        found = next(filter(None, map(_ours, _causes(error))), None)
+        causes = list(_causes(error))
+        told = (part for cause in causes for part in (cause, *cause.args))  # where urllib3 has it
+        slow = next((part for part in told if isinstance(part, SlowReplyError)), None)
+        found = UnansweredError(str(slow)) if slow else next(filter(None, map(_ours, causes)), None)
         if found is None:
             raise
         raise found from None
@@ -154,7 +159,8 @@ def _ours(error: BaseException) -> CometError | None:
     if isinstance(error, requests.RequestException | ConnectionError | TimeoutError):
         return UnansweredError(UNANSWERED)
     if isinstance(error, OSError):
-        return CometError(
+        disk = disk_failure(error, Path(os.environ["TMPDIR"]))  # in a child it is ours
+        return disk or CometError(
             f"{error.filename or 'a file'} cannot be used: {error.strerror or type(error).__name__}"
         )
     return None

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.tracking.comet import replies
 from orchestrator.tracking.comet.connection import (
     RejectedError,
     UnansweredError,
@@ -151,7 +152,8 @@ class Experiment:
 
     def _assets(self, kind: str) -> list[Any]:
         # The SDK's own patience with a list is ten minutes, whatever the other calls' is.
-        return _asked(lambda: self._here().get_asset_list(kind, timeout=self._listing_seconds)) or []
+        with replies.at_most(replies.MOST_LISTING):
+            return _asked(lambda: self._here().get_asset_list(kind, timeout=self._listing_seconds)) or []
 
     def _send(self, data: bytes, suffix: str, **options: object) -> None:
         file = self._scratch / f"{threading.get_ident()}.{suffix}"  # its name is not sent, but its suffix is

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 from orchestrator.tracking.comet.child import Inbox, Tell
 from orchestrator.tracking.comet.connection import ask, connected, translated
 from orchestrator.tracking.comet.content import CometError
+from orchestrator.tracking.comet.replies import at_most
 from search_spaces.artifacts import ArtifactFile
 from search_spaces.errors import did_you_mean
 
@@ -212,7 +213,8 @@ def _download(artifact: Any, file: ArtifactFile, cache: Path, aside: Path) -> No
         )
     if asset.size > MOST_BYTES:
         raise _NotThereError(f"{file} has {asset.size / 1e6:,.0f} MB, more than an input image may have")
-    asset.download(local_path=str(aside.parent), logical_path=aside.name, overwrite_strategy="OVERWRITE")
+    with at_most(MOST_BYTES if asset.remote else asset.size):
+        asset.download(local_path=str(aside.parent), logical_path=aside.name, overwrite_strategy="OVERWRITE")
     size = aside.stat().st_size
     if not asset.remote and size != asset.size:
         raise CometError(f"{file}: {size:,} of {asset.size:,} bytes came; try again")
