@@ -220,6 +220,15 @@ class Dealer:
         for image_id in unwanted & self._keepers.keys():
             self._keepers.pop(image_id).to_forget.add(image_id)
 
+    def cancel_queued(self) -> None:
+        """Forget what no member holds; what one failed at and another was to try is forgotten too."""
+        waiting = [*self._queue, *self._suspects, *(request for request, _ in self._to_score)]
+        self._queue.clear()
+        self._suspects.clear()
+        self._to_score.clear()
+        for request in waiting:
+            self._second.pop(request.image_id, None)
+
     def again(self, requests: Sequence[ImageRequest]) -> None:
         """Requests whose pictures were lost with a machine: first in line, and not counted against them."""
         self._queue.extendleft(reversed(requests))

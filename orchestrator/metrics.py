@@ -136,6 +136,10 @@ class MeasuredPool:
         """Pass it on."""
         self._pool.cancel(image_ids)
 
+    def cancel_queued(self) -> None:
+        """Pass it on."""
+        self._pool.cancel_queued()
+
     def next_done(self, timeout: float) -> Sequence[Done]:
         """What has finished; how much is queued is noted before and after."""
         done = self._pool.next_done(timeout)

@@ -85,6 +85,10 @@ class Pool(Protocol):
         """Forget requests, and what workers keep of those that were looked at."""
         ...
 
+    def cancel_queued(self) -> None:
+        """Forget what no worker has been given yet; what workers hold is finished and comes back."""
+        ...
+
     def next_done(self, timeout: float) -> Sequence[Done]:
         """What has finished, waiting at most `timeout` seconds for something."""
         ...
@@ -132,6 +136,11 @@ class InProcessPool:
         self._to_forget |= set(image_ids)
         self._held -= set(image_ids)
         self._queue = deque(request for request in self._queue if request.image_id not in image_ids)
+
+    def cancel_queued(self) -> None:
+        """Forget what the worker has not been given yet."""
+        self._queue.clear()
+        self._stored.clear()
 
     def next_done(self, timeout: float) -> Sequence[Done]:  # noqa: ARG002  # nothing here waits
         """Work on the next batch, here and now."""

@@ -193,6 +193,10 @@ class RayPool:
         """Forget requests, and what is set aside of them; actors hear of it with their next call."""
         self._dealer.cancel(image_ids)
 
+    def cancel_queued(self) -> None:
+        """Forget what no actor has been given yet."""
+        self._dealer.cancel_queued()
+
     def next_done(self, timeout: float) -> Sequence[Done]:
         """Everything that has finished, waiting at most `timeout` seconds for the first of it."""
         deadline = time.monotonic() + timeout

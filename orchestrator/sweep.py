@@ -132,7 +132,7 @@ class _Sweep:
         while True:
             if not stopped and stopping():
                 stopped = True
-                self._pool.cancel(list(self._waiting))
+                self._pool.cancel_queued()
             room = 0 if stopped else self._room()
             idle = not (self._pool.outstanding or self._judged or self._done)
             dealt = self._strategy.ask(room) if room else []

@@ -64,26 +64,35 @@ def make_strategy(study: Study, past: Sequence[PastTrial]) -> Strategy:
     if search.samples:
         return _sampler(study, past)
     trials = Trials(judge, study.objective, past)
+    baseline = trials.trial(study.baseline)
+    always = {baseline.number} if baseline else set[int]()
     if search.strategy == "coordinate":
         axes, first = study.space.axes, study.first
         start = study.baseline if judge.obstacle(study.baseline) is None else study.example
-        return Coordinate(trials, axes, search.order, start, instances, search.rounds, search.keep, first)
+        return Coordinate(
+            trials, axes, search.order, start, instances, search.rounds, search.keep, first, always
+        )
     if search.strategy == "refine":
-        return Refine(trials, study.space.axes, instances, search.trials, search.keep, study.first)
+        return Refine(trials, study.space.axes, instances, search.trials, search.keep, study.first, always)
     if search.strategy == "grid":
         return Grid(trials, _cells(study), instances, search.trials)
     entrants = race_entrants(study, trials)
     looks = search.early_look == "auto" and study.model.family.slots
-    baseline = judge.candidate(study.baseline)
-    always = {trial.number for trial in entrants if judge.candidate(trial.settings) == baseline}
     return Halving(trials, entrants, instances, search.keep, judge.steps, looks, search.seed, always)
 
 
 def _cells(study: Study) -> Iterable[dict[str, Value]]:
-    """The cells in the order of their turns; where not all may have theirs, those that have are drawn at random."""
+    """The cells in the order of their turns; where not all may have theirs, those that have are drawn at random.
+
+    A race draws its scouts from their order, so there the model's own stand after those of the file, as they always
+    have, and a race that is over stays over.
+    """
     partly = study.search.trials is not None or study.budget.is_set
     walk = study.space.shuffled(study.search.seed) if partly else study.space.by_cost().lattice()
-    return chain(study.first, walk)
+    first = study.first
+    if study.search.strategy == "halving":
+        first.sort(key=lambda settings: settings == study.baseline)
+    return chain(first, walk)
 
 
 def race_entrants(study: Study, trials: Trials) -> list[Trial]:
@@ -148,6 +157,7 @@ def _sampler(study: Study, past: Sequence[PastTrial]) -> Strategy:
         past=past,
         constraints=study.constraints,
         enqueue=study.first,
+        baseline=study.baseline,
         racing=study.search.racing == "auto",
     )
 

@@ -126,10 +126,10 @@ class Study(BaseModel):
 
     @property
     def first(self) -> list[dict[str, Value]]:
-        """Swept settings that are tried before all others: what the file says, and the model's defaults."""
+        """Swept settings that are tried before all others: the model's defaults, and then what the file says."""
         judge, baseline = self.judge, self.baseline
         named = [judge.as_filed({**baseline, **settings}) for settings in self.search.enqueue]
-        return [settings for settings in [*named, baseline] if judge.obstacle(settings) is None]
+        return [settings for settings in [baseline, *named] if judge.obstacle(settings) is None]
 
     def holds(self, swept: Settings) -> bool:
         """Whether the study, as its file is now, may try some swept settings of an earlier session.

@@ -221,6 +221,7 @@ class Race:
 
     def _begin(self, rung: Rung) -> None:
         alive = [trial for trial in self.entrants if trial.number not in self._trials.infeasible]
+        alive.sort(key=lambda trial: trial.number not in self._always)  # they are dealt first
         wanted = [
             (trial, instance)
             for trial, instance in _pairs(rung, alive)

@@ -85,8 +85,8 @@ class ModelledSampler:
 
     `trials` counts the trials begun, with those of earlier sessions that it goes on with (`gone_on_with`); each
     gets one picture at least. `enqueue` is begun before all else. When all are begun, the race goes on until the
-    best complete trial is as good as the best of all by `ENOUGH`; `baseline` is judged on all instances in any case.
-    Whoever is not complete is dropped only when the race ends.
+    best complete trial is as good as the best of all by `ENOUGH`; `baseline` is judged along, and on all instances in
+    any case. Whoever is not complete is dropped only when the race ends.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class ModelledSampler:
     def ask(self, free: int) -> Sequence[Assignment]:
         """The next instances of those most likely the best, begun or not."""
         while len(self._queue) < free and (place := self._chosen()) is not None:
-            self._deal(place)
+            self._deal(self._before(place))
         dealt = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
         for assignment in dealt:
             self._entries[self._numbers[assignment.trial.number]].dealt = True
@@ -253,6 +253,20 @@ class ModelledSampler:
         if self._awaits:  # what is under way may be worth more than what is left
             return None
         return baseline
+
+    def _before(self, place: int) -> int:
+        """The baseline's place where another one's next stage would overtake it, else that one's own."""
+        own, entry = self._places.get(self._baseline), self._entries[place]
+        baseline = None if own is None else self._entries[own]
+        if (
+            own is None
+            or baseline is None
+            or not baseline.begun
+            or baseline.awaited
+            or not self._is_open(baseline)
+        ):
+            return place
+        return own if len(baseline.outcomes) < len(entry.outcomes) + self._step(entry) else place
 
     def _deal(self, place: int) -> None:
         """Queue the next stage of a trial; its first picture is of an instance of its own."""

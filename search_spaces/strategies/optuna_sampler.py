@@ -106,7 +106,7 @@ class OptunaSampler:
     After a stage, and whenever there is a new leader, it is tested against the leader, the best complete
     trial that keeps the constraints, on the instances that both have. A loser is dropped, and the sampler
     is told its paired estimate: the leader's mean plus the mean paired difference. With several objectives
-    nobody leads and nothing is raced.
+    nobody leads and nothing is raced. The `baseline` is judged on all instances in any case.
 
     An earlier session's unfinished trial stays dropped where it has lost against one that led then, as far
     as the numbers of the trials tell in which order they led.
@@ -125,6 +125,7 @@ class OptunaSampler:
         past: Sequence[PastTrial] = (),
         constraints: Sequence[Constraint] = (),
         enqueue: Sequence[Settings] = (),
+        baseline: Settings | None = None,
         racing: bool = False,
     ) -> None:
         self._space, self._judge, self._instances, self._budget = space, judge, instances, trials
@@ -146,6 +147,7 @@ class OptunaSampler:
         self._exhausted, self._draws = False, DRAWS
         self._next_number = max((trial.number for trial in past), default=-1) + 1
         self._enqueued = deque(enqueue)
+        self._baseline = "" if baseline is None else judge.candidate(baseline)
         self._replay(past)
 
     def ask(self, free: int) -> Sequence[Assignment]:
@@ -302,6 +304,8 @@ class OptunaSampler:
     def _has_lost(self, course: _Course, leader: int | None = None) -> bool:
         """Whether a trial has lost against the leader, or another trial that once led."""
         if leader is None and not self._led:
+            return False
+        if course.trial.number == self._candidates.get(self._baseline):
             return False
         leader = self._led[-1] if leader is None else leader
         gains = self._paired(course, leader, self._objective)

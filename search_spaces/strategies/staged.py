@@ -4,7 +4,7 @@ Both are what one does by hand: sweep one setting and keep its best; or sweep co
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice, product
 
 from search_spaces.domains import Choices, Domain, FloatRange, IntRange
@@ -22,10 +22,10 @@ FINEST = 1 / 64
 
 
 class _Staged:
-    """Runs one race after the other until `_next` gives no more entrants."""
+    """Runs one race after the other until `_next` gives no more entrants; none drops the trials of `always`."""
 
-    def __init__(self, trials: Trials, instances: int, keep: float) -> None:
-        self._trials, self._instances, self._keep = trials, instances, keep
+    def __init__(self, trials: Trials, instances: int, keep: float, always: Collection[int]) -> None:
+        self._trials, self._instances, self._keep, self._always = trials, instances, keep, always
         self._race: Race | None = None
         self._gone = set(trials.infeasible)
         self._met: dict[int, Trial] = {}
@@ -55,7 +55,7 @@ class _Staged:
             # Who left an earlier race may enter again: beside others.
             self._gone -= {trial.number for trial in entrants} - self._trials.infeasible
             course = rungs(len(entrants), self._instances, self._keep)
-            self._race = Race(self._trials, entrants, course, self._keep)
+            self._race = Race(self._trials, entrants, course, self._keep, always=self._always)
 
     def _next(self) -> list[Trial]:
         raise NotImplementedError
@@ -70,7 +70,8 @@ class _Staged:
 class Coordinate(_Staged):
     """One setting at a time, in a given order, each holding the best of those before; `rounds` times over.
 
-    `start` are the settings that the others hold at first. A round in which nothing changed is the last.
+    `start` are the settings that the others hold at first; the trials of the numbers in `always` are judged on all
+    instances wherever they enter. A round in which nothing changed is the last.
     """
 
     def __init__(
@@ -83,13 +84,14 @@ class Coordinate(_Staged):
         rounds: int = 1,
         keep: float = KEEP,
         first: Sequence[Settings] = (),
+        always: Collection[int] = (),
     ) -> None:
         self._axes, self._held = axes, dict(start)
         names = [*order, *(name for name in axes if name not in order)]
         self._turns = [name for _ in range(rounds) for name in names]
         self._turn, self._round, self._unchanged = 0, len(names), 0
         self._first = list(first)
-        super().__init__(trials, instances, keep)
+        super().__init__(trials, instances, keep, always)
 
     def _next(self) -> list[Trial]:
         """All values of the setting whose turn it is, beside what the others are held at."""
@@ -116,7 +118,7 @@ class Refine(_Staged):
     between the best and its nearest tried neighbours on either side, unless that neighbour's paired 95 %
     interval includes the best already or no value lies between; all others hold the best's values. A round that
     has nothing to try, or whose best is the one before it and tied with all it tried, is the last. At most
-    `limit` trials.
+    `limit` trials; those of the numbers in `always` are judged on all instances wherever they enter.
     """
 
     def __init__(
@@ -127,9 +129,10 @@ class Refine(_Staged):
         limit: int | None = None,
         keep: float = KEEP,
         first: Sequence[Settings] = (),
+        always: Collection[int] = (),
     ) -> None:
         self._axes, self._limit, self._first = axes, limit, list(first)
-        super().__init__(trials, instances, keep)
+        super().__init__(trials, instances, keep, always)
 
     def _next(self) -> list[Trial]:
         if self._race is None:

@@ -428,6 +428,33 @@ def test_what_is_cancelled_and_wanted_again_comes_back() -> None:
     assert {done.request.image_id for done in world.told} == {request.image_id for request in REQUESTS[:8]}
 
 
+def test_what_nobody_holds_is_forgotten_and_what_is_held_comes_back() -> None:
+    world = World(Places(1, 1))
+    world.dealer.submit(REQUESTS[:40])
+    world.go()
+    held = {image_id for member in world.dealer.members for image_id in member.held}
+    assert 0 < len(held) < 40
+    world.dealer.cancel_queued()
+    world.finish()
+    assert {done.request.image_id for done in world.told} == held
+
+
+def test_what_another_worker_was_to_try_is_forgotten_with_what_is_queued() -> None:
+    """Its first failure must not count once that other one is gone."""
+    world = World(Places(2, 2), draw=lambda member, _: RAISES if member.number == 1 else GOOD)
+    world.dealer.submit(REQUESTS[:8])
+    world.go()
+    first, second = world.dealer.members
+    world.room = False
+    world.end_call(first)
+    world.dealer.cancel_queued()
+    world.die(second)
+    world.places, world.room = Places(1, 1), True
+    world.dealer.cancel_queued()
+    world.finish()
+    assert world.told == []
+
+
 def test_what_a_worker_is_to_forget_it_gets_again_only_afterwards() -> None:
     """It would forget what came with the order to forget it."""
     world = World(Places(1, 1))

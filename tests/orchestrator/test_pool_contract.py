@@ -98,6 +98,29 @@ class PoolContract:
             pool.submit(REQUESTS)
         assert {done.request.image_id for done in drain(pool)} == everything
 
+    def test_what_is_queued_leaves_and_what_is_worked_on_comes_back(self, pool: Pool) -> None:
+        pool.submit(REQUESTS)
+        found: list[Done] = []
+        deadline = time.monotonic() + 60
+        while not found and time.monotonic() < deadline:
+            found += pool.next_done(1.0)
+        pool.cancel_queued()
+        held = pool.outstanding
+        assert held < len(REQUESTS) - len(found), "none of those that nobody held was forgotten"
+        rest = drain(pool)
+        assert len(rest) == held
+        counts = Counter(done.request.image_id for done in [*found, *rest])
+        assert max(counts.values()) == 1
+
+    def test_after_what_was_queued_has_left_it_may_be_submitted_again(self, pool: Pool) -> None:
+        pool.submit(REQUESTS)
+        pool.cancel_queued()
+        there = {done.request.image_id for done in drain(pool)}
+        pool.submit([request for request in REQUESTS if request.image_id not in there])
+        again = {done.request.image_id for done in drain(pool)}
+        assert there | again == {request.image_id for request in REQUESTS}
+        assert not there & again
+
     def test_nothing_to_do_returns_nothing(self, pool: Pool) -> None:
         assert pool.next_done(0.0) == []
         assert pool.outstanding == 0

@@ -246,6 +246,29 @@ def test_stopping_takes_what_is_queued_out_of_the_pool() -> None:
     assert len(pipeline.made) <= 8
 
 
+def test_what_a_worker_holds_when_it_is_stopped_is_finished_and_kept() -> None:
+    class Slow(FakePipeline):
+        """Finishes one request a call and keeps the others, as slots do."""
+
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.held: list[ImageRequest] = []
+            self.forgotten: list[str] = []
+
+        def advance(
+            self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()
+        ) -> Sequence[Generated]:
+            self.forgotten += cancelled
+            self.held = [r for r in [*self.held, *new] if r.image_id not in cancelled]
+            first, self.held = self.held[:1], self.held[1:]
+            return super().advance(first)
+
+    study, catalog, pipeline = small_study(seeds=20), MemoryCatalog(), Slow()
+    progress = run(study, catalog, pipeline, stopping=lambda: bool(pipeline.made))
+    assert pipeline.forgotten == []
+    assert progress.generated == len(pipeline.made) == len(catalog.judged) == 4
+
+
 def test_dropped_trials_leave_the_queue() -> None:
     class Fickle(Grid):
         def report(self, reports: Sequence[Report]) -> Sequence[int]:

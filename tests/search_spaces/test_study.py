@@ -489,7 +489,7 @@ def test_the_models_own_settings_are_the_baseline_and_tried_first() -> None:
         "strength": 1.0,
         "negative_prompt": "",
     }
-    assert pinned.first == [{**pinned.baseline, "num_inference_steps": 30, "strength": 0.4}, pinned.baseline]
+    assert pinned.first == [pinned.baseline, {**pinned.baseline, "num_inference_steps": 30, "strength": 0.4}]
 
 
 AXES: dict[str, list[Any]] = {
@@ -543,7 +543,7 @@ def test_the_files_own_cell_is_not_renamed_by_the_models_settings() -> None:
     assert left_out.first == [], "the model's own settings are the cell that is left out"
     assert len(survey(left_out.space, left_out.judge, left_out.first).candidates) == 3
     enqueued = study(axes, rest="search: {enqueue: [{negative_prompt: null, guidance_scale: 3}]}")
-    assert enqueued.first[0] == {"guidance_scale": 3, "negative_prompt": ""}
+    assert enqueued.first[1] == {"guidance_scale": 3, "negative_prompt": ""}
 
 
 def test_a_value_that_is_dead_by_itself_is_the_last_to_be_a_files_twin() -> None:
