@@ -19,17 +19,17 @@ from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.plan import calls_of, domain_text, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
+from orchestrator.twins import distinct_inputs, spellings, with_distinct_seeds
 from orchestrator.wiring import make_optuna_sampler, raced
 from search_spaces import study_file
 from search_spaces.artifacts import parse_artifact_file
-from search_spaces.errors import InputError, shown
+from search_spaces.errors import InputError
 from search_spaces.models import ModelDescription
 from search_spaces.objectives import PRESERVATION
 from search_spaces.requests import Settings
 from search_spaces.space import guidance_is_on
-from search_spaces.study import PinnedInput, Study, idle_exclusions, pin, texts_of
+from search_spaces.study import PinnedInput, Study, idle_exclusions, pin
 from search_spaces.study_file import StudySpec
-from search_spaces.texts import Texts, one_spelling, twins
 from workers.inputs import pixel_hash, read_image, read_mask
 from workers.scoring.preservation import kept
 
@@ -75,7 +75,10 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
         raise InputError(f"{path}: {error}") from None
     _check_inputs_suit(spec, model, path)
     token = pinned.token if pinned else secrets.token_hex(16)
-    study = pin(spec, model, scorer, inputs, token, str(path), _texts(spec, model, pinned, remarks.append))
+    texts = spellings(spec, model, pinned, remarks.append)
+    distinct = distinct_inputs(inputs, texts or {}, scorer, pinned, remarks.append)
+    spec = with_distinct_seeds(spec, pinned, remarks.append)
+    study = pin(spec, model, scorer, distinct, token, str(path), texts)
     _check_scheduler_options(study, path)
     if study.search.samples:
         sys.path.append(str(path.parent.absolute()))  # a sampler of one's own lies beside the study file
@@ -95,42 +98,6 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     _check_race(study, path)
     warnings = (*remarks, *_stretched(study, images), *_idle_rules(study), *_short_of_time(study, root))
     return Resolved(study, study_file.read(path), images, warnings)
-
-
-def _texts(
-    spec: StudySpec, model: ModelDescription, pinned: Study | None, tell: Callable[[str], None]
-) -> Texts | None:
-    """The spelling that stands for each text; `tell` hears which are read as one, and which are cut.
-
-    A study that was begun by a version which knew no tokens keeps each text as it is.
-    """
-    from workers.pipelines.reading import text_reader
-
-    before = pinned.texts if pinned else None
-    reader = text_reader(model)
-    if reader is None:
-        return before
-    texts = texts_of(spec)
-    prompts = [item.prompt for item in spec.inputs]
-    cut = {text: too_long for text in texts if (too_long := reader.cut(text))}
-    for what, among in (
-        ("prompt", prompts),
-        ("negative prompt", [text for text in texts if text not in prompts]),
-    ):
-        first = next((text for text in among if text in cut), None)
-        if first is not None:
-            (tokens, window), count = cut[first], sum(text in cut for text in among)
-            tell(
-                f"{count} of {len(among)} {what}s {'is' if count == 1 else 'are'} longer than the {window} tokens "
-                f"that the text tower reads, and what is beyond is not drawn: {shown(first)} has {tokens}"
-            )
-    if pinned is not None and before is None:
-        return None
-    found = one_spelling(texts, reader.tokens, before)
-    alike = twins(found, texts)
-    if alike:
-        tell(f"the model's tokenizer reads {'; '.join(alike)}: they draw the same pictures, and count once")
-    return found
 
 
 def check_writable(root: str) -> None:

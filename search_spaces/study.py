@@ -175,7 +175,7 @@ class Study(BaseModel):
         fresh: list[int] = []
         while len(fresh) < self.search.validation:
             seed = drawn.randrange(2**31, 2**32)
-            if seed not in self.seeds and seed not in fresh:
+            if seed not in map(as_drawn, self.seeds) and seed not in fresh:
                 fresh.append(seed)
         return self._over(fresh)
 
@@ -217,6 +217,11 @@ class Study(BaseModel):
             instance.mask,
             instance.score_text,
         )
+
+
+def as_drawn(seed: int) -> int:
+    """The seed that torch's generator on the CPU makes of one: it reads the lower 32 bits alone."""
+    return seed % 2**32
 
 
 def texts_of(spec: StudySpec) -> list[str]:

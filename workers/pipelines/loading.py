@@ -168,6 +168,19 @@ def part_folder(model: ModelDescription, part: str, files: Sequence[str]) -> tup
     return hub.json("model_index.json")[part][1], there[0].parent if there else Path(part)
 
 
+def clip_folder(scorer: ScorerDescription, files: Sequence[str]) -> Path:
+    """The folder with a CLIP's config.json and those of some `files` that it has, fetched where it is a hub's.
+
+    Raises InputError.
+    """
+    folder = local_folder(scorer.location)
+    if folder is not None:
+        return folder
+    hub = _Files(scorer.location, scorer.revision, "clip_model", "config.json")
+    there = [path for name in ("config.json", *files) if (path := hub.path(name)) is not None]
+    return there[0].parent
+
+
 def describe_clip(name: str | None, model: str, near: Path, trust: Sequence[Trust] = ()) -> ScorerDescription:
     """The CLIP that judges: the one asked for, else the model's own, else torchmetrics' default."""
     entry = registered(model.partition("@")[0])

@@ -4,12 +4,13 @@ Tokenizers are small files beside the weights, which are not needed. Only pipeli
 diffusers' source are spoken for: what others do to a prompt before it is tokenised is not known here.
 """
 
+import json
 import logging
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from search_spaces.models import ModelDescription
-from workers.pipelines.loading import part_folder
+from search_spaces.models import ModelDescription, ScorerDescription
+from workers.pipelines.loading import clip_folder, part_folder
 
 MOST_TOKENS = 100_000
 """A window beyond which a tokenizer's configuration says in truth that it has none."""
@@ -79,3 +80,18 @@ def text_reader(model: ModelDescription) -> TextReader | None:
             _log.info("the %s of %s cannot be used: %s", part, model.name, error)
             return None
     return TextReader(found) if found else None
+
+
+def judge_reader(scorer: ScorerDescription) -> TextReader | None:
+    """What reads the texts that pictures are judged by; None where its tokenizer does not load."""
+    import transformers
+
+    try:
+        folder = clip_folder(scorer, TOKENIZER_FILES)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer.model_max_length = transformers.CLIPConfig(**config).text_config.max_position_embeddings
+    except Exception as error:  # noqa: BLE001  # as above
+        _log.info("the tokenizer of %s cannot be used: %s", scorer.model, error)
+        return None
+    return TextReader([tokenizer])
