@@ -650,7 +650,8 @@ def _for_comet(study: str, root: str) -> Iterator[StudyFolder]:
 def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
     """Write the study file that looks closer around a study's best; the path it was written to.
 
-    Raises InputError where the study has no best yet, nothing lies closer, or the file exists already.
+    A file that holds just this is left as it is. Raises InputError where the study has no best yet, nothing lies
+    closer, or the file exists already and holds something else.
     """
     found, folder, path = results(study, root), StudyFolder(root, study), Path(file)
     pinned = folder.pinned()
@@ -658,12 +659,13 @@ def closer(study: str, file: str | Path, root: str = DEFAULT_ROOT) -> Path:
         raise InputError(
             f"the folder of study {study!r} is gone from {root}/studies; only its catalog is left"
         )
-    if path.exists():
-        raise InputError(f"{path} exists already; name another file with --out")
     text = folder.study_file.read_text(encoding="utf-8")
     inputs = (folder.path / "inputs").absolute()
-    made = closer_study(pinned, text, found, inputs, path.absolute().parent)
-    write_file(path, made.encode())
+    made = closer_study(pinned, text, found, inputs, path.absolute().parent).encode()
+    if not path.exists():
+        write_file(path, made)
+    elif not path.is_file() or path.read_bytes() != made:
+        raise InputError(f"{path} exists already; name another file with --out")
     return path
 
 

@@ -631,6 +631,8 @@ def test_a_closer_study_file_runs(raced: Finished, tmp_path: Path) -> None:
     assert guidance is not None
     assert best["guidance_scale"] in guidance
     assert planned.trials < 20
+    assert api.closer("race", path, root) == path, "a command that was killed may be given again"
+    path.write_text("study: mine\n", encoding="utf-8")
     with pytest.raises(InputError, match="exists already"):
         api.closer("race", path, root)
 
