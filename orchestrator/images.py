@@ -135,6 +135,7 @@ def reproduce(image_id: str, root: str = DEFAULT_ROOT) -> Reproduced:
     """
     from orchestrator import wiring
     from workers.device import device_name
+    from workers.infotext import Origin
     from workers.png import decode_png, encode_png
 
     tables = Tables(root)
@@ -178,5 +179,5 @@ def reproduce(image_id: str, root: str = DEFAULT_ROOT) -> Reproduced:
         float((apart.max(axis=2) > 0).mean()),
         device_name(),
         str(row["device"]),
-        encode_png(drawn, request),
+        encode_png(drawn, request, Origin(pinned.model)),
     )

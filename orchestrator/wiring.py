@@ -33,9 +33,10 @@ from search_spaces.strategies.staged import Coordinate, Refine
 from search_spaces.strategies.trials import Trials, as_filed
 from search_spaces.strategies.validation import Validation
 from search_spaces.study import Study
+from workers.infotext import Origin
 from workers.pipelines import Generated, Pipeline
 from workers.pipelines.staging import once_per_machine
-from workers.png import decode_png, encode_png
+from workers.png import Encoder, decode_png, encode_png
 from workers.scoring import Scorer
 from workers.scoring.preservation import PreservationScorer
 from workers.worker import Worker
@@ -231,11 +232,13 @@ def build_worker(setup: WorkerSetup) -> Worker:
     scorers: dict[str, Scorer] = {study.objective: scorer}
     if PRESERVATION in study.scorers:
         scorers[PRESERVATION] = PreservationScorer(inputs)
+    origin = Origin(study.model, {score: each.id for score, each in study.scorers.items()})
+    encode = Encoder(study.image_format, origin)
     if not study.model.family.slots:
         whole = WholeCallPipeline(pipeline, study.model, inputs, setup.batch)
-        return Worker(whole, scorers, name, setup.batch, overlap, study.image_format, notes)
+        return Worker(whole, scorers, name, setup.batch, overlap, encode, notes)
     engine = make_engine(study, pipeline, inputs, name)
-    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap, study.image_format, notes)
+    return Worker(engine, scorers, name, max(1, engine.rows // 2), overlap, encode, notes)
 
 
 def _staged(model: ModelDescription | ScorerDescription, load: Callable[[], T]) -> tuple[T, str | None]:

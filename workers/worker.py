@@ -12,7 +12,7 @@ from PIL import Image
 
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from workers.pipelines import NOT_FINITE, Generated, Pipeline
-from workers.png import ImageFormat, decode_png, encode
+from workers.png import Encoder, decode_png
 from workers.scoring import Scorer
 
 
@@ -46,8 +46,8 @@ class Worker:
     """One pipeline and its scorers on one device; work is taken in and given back as the seam Pipeline does.
 
     `batch` is how many requests keep the pipeline busy until it is called again. With `overlap`, scoring and
-    encoding go on in a thread beside the generation of what follows: for a GPU, which waits for neither. `notes`
-    are sentences for the user about how it came to be.
+    encoding go on in a thread beside the generation of what follows: for a GPU, which waits for neither. `encode`
+    makes files of pictures. `notes` are sentences for the user about how it came to be.
     """
 
     notes: Sequence[str] = ()
@@ -59,12 +59,12 @@ class Worker:
         device: str,
         batch: int = 8,
         overlap: bool = False,
-        image_format: ImageFormat = "png",
+        encode: Encoder = Encoder(),  # noqa: B008 -- it is frozen
         notes: Sequence[str] = (),
     ) -> None:
         self._pipeline, self._scorers, self.device = pipeline, scorers, device
         self.batch, self.notes = batch, notes
-        self._format: ImageFormat = image_format
+        self._encode = encode
         self._beside = ThreadPoolExecutor(1) if overlap else None
         self._unfinished: deque[Future[list[Finished]]] = deque()
 
@@ -110,11 +110,21 @@ class Worker:
                 continue
             position = next(order)
             judged = _judged({name: scores[position] for name, scores in values.items()}, item.after)
-            keep = not stored and item.after is None  # a look is no result
-            encoded = encode(item.picture, item.request, self._format) if keep else None
+            encoded = None
+            if not stored and item.after is None:  # a look is no result
+                encoded, judged = self._encoded(item.picture, item.request, judged)
             provenance = self._provenance(item, item.picture, seconds, encoded)
             finished.append(Finished(item.request, judged, encoded, provenance, (*item.notes, *notes)))
         return finished
+
+    def _encoded(
+        self, picture: Image.Image, request: ImageRequest, judged: Outcome
+    ) -> tuple[bytes | None, Outcome]:
+        """A picture as a file, and its outcome: lost where the format cannot hold it, which another one may."""
+        try:
+            return self._encode(picture, request, judged.scores if isinstance(judged, Scored) else {}), judged
+        except (ValueError, OSError) as error:
+            return None, Failed("lost", f"it cannot be written as {self._encode.form}: {error}")
 
     def _provenance(
         self, item: Generated, picture: Image.Image | None, seconds_score: float, encoded: bytes | None

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from search_spaces.requests import Value
 from tests.workers.helpers import a_request
-from workers.png import ImageFormat, as_png, decode_png, encode, encode_png, parameters
+from workers.infotext import parameters
+from workers.png import Encoder, ImageFormat, as_png, decode_png, encode_png
 
 SETTINGS: dict[str, Value] = {
     "num_inference_steps": 20,
@@ -74,27 +77,6 @@ def test_text_chunks_carry_the_request_whatever_its_letters(prompt: str) -> None
     }
 
 
-def test_parameters_are_written_as_the_web_uis_write_them() -> None:
-    assert parameters(a_request(SETTINGS, seed=42), (64, 48)) == (
-        "a green dragon\n"
-        "Negative prompt: cartoon\n"
-        "Steps: 20, Sampler: EulerAncestralDiscrete, CFG scale: 7.5, Seed: 42, Size: 64x48, "
-        "Denoising strength: 0.7"
-    )
-
-
-def test_what_a_request_lacks_is_left_out_of_the_parameters_and_zeros_are_not() -> None:
-    settings: dict[str, Value] = {
-        "num_inference_steps": 1,
-        "guidance_scale": 0.0,
-        "negative_prompt": "",
-        "clip_skip": 2,
-    }
-    assert parameters(a_request(settings), (8, 8)) == (
-        "a green dragon\nSteps: 1, CFG scale: 0.0, Seed: 0, Size: 8x8, Clip skip: 2"
-    )
-
-
 def test_a_broken_png_is_not_taken_for_a_picture() -> None:
     png = encode_png(noise(32, 32, 3))
     with pytest.raises(OSError, match="truncated"):
@@ -106,7 +88,7 @@ def test_formats_keep_pixels_and_say_what_the_picture_is(form: ImageFormat, most
     ramp = np.stack(np.meshgrid(np.arange(64) * 2, np.arange(64) * 3, [60])[:2], -1)[:, :, 0]
     image = Image.fromarray(np.concatenate([ramp, ramp[..., :1]], -1).astype("uint8"))
     request = replace(a_request(SETTINGS), prompt="ein grüner Drache 龍")
-    stored = encode(image, request, form)
+    stored = Encoder(form)(image, request, {})
     back = decode_png(stored)
     assert back.format is None or back.format.lower() == form
     apart = np.abs(np.asarray(back, np.int16) - np.asarray(image, np.int16))
@@ -118,3 +100,43 @@ def test_formats_keep_pixels_and_say_what_the_picture_is(form: ImageFormat, most
         assert json.loads(exif[0x010E])["image_id"] == request.image_id
     assert decode_png(as_png(stored)).tobytes() == back.tobytes()
     assert as_png(stored).startswith(b"\x89PNG")
+
+
+def told_in_exif(stored: bytes) -> tuple[str, dict[str, object]]:
+    """The line and the document in a picture's EXIF data."""
+    exif = decode_png(stored).getexif()
+    line = exif.get_ifd(0x8769)[0x9286].removeprefix(b"UNICODE\0").decode("utf-16-be")
+    document: dict[str, object] = json.loads(exif[0x010E])
+    return line, document
+
+
+@pytest.mark.parametrize("text", ["a green dragon, " * 4200, "龍" * 30_000, "🐉" * 40_000, "\\" * 65_000])
+@pytest.mark.parametrize("where", ["prompt", "negative_prompt", "score_text"])
+def test_texts_that_jpeg_has_no_room_for_are_cut_in_it(text: str, where: str) -> None:
+    request = a_request(SETTINGS)
+    if where == "negative_prompt":
+        request = replace(request, settings={**SETTINGS, where: text})
+    else:
+        request = replace(request, **{where: text})  # type: ignore[arg-type]
+    line, document = told_in_exif(Encoder("jpeg")(noise(8, 8, 3), request, {"clip_score": 30.5}))
+    drawn = document["settings"]
+    assert isinstance(drawn, dict)
+    kept = {**document, **drawn}[where]
+    assert kept.endswith("…")
+    assert text.startswith(kept[:-1])
+    assert len(kept) > 3000
+    assert (document["image_id"], document["scores"]) == (request.image_id, {"clip_score": 30.5})
+    assert drawn["scheduler"] == SETTINGS["scheduler"]
+    assert "Sampler: Euler a" in line
+    whole = told_in_exif(Encoder("webp")(noise(8, 8, 3), request, {}))[1]
+    assert {**whole, **whole["settings"]}.get(where, text) == text  # type: ignore[dict-item]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.text(max_size=200), st.text(max_size=200), st.integers(1, 20_000))
+def test_a_jpeg_is_written_whatever_the_texts_and_their_length(
+    prompt: str, negative: str, times: int
+) -> None:
+    request = a_request({**SETTINGS, "negative_prompt": negative * times}, prompt * times)
+    stored = Encoder("jpeg")(noise(8, 8, 3), request, {})
+    assert told_in_exif(stored)[1]["image_id"] == request.image_id

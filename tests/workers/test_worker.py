@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from workers.inputs import pixel_hash
 from workers.pipelines import Generated
 from workers.pipelines.fake import FakePipeline
 from workers.pipelines.whole_call import WholeCallPipeline
-from workers.png import decode_png
+from workers.png import Encoder, decode_png
 from workers.scoring import Scorer
 from workers.scoring.clip import ClipScorer
 from workers.scoring.fake import BrightnessScorer
@@ -284,3 +285,30 @@ def test_an_early_look_is_scored_and_not_kept() -> None:
     assert seen.outcome.after == 3
     assert seen.png is None
     assert seen.notes == ("half the rows",)
+
+
+class WidePipeline(FakePipeline):
+    """Draws for seed 1 a picture that is wider than a WebP file can hold."""
+
+    def advance(self, new: Sequence[ImageRequest], cancelled: Collection[str] = ()) -> Sequence[Generated]:
+        made = super().advance(new, cancelled)
+        wide = Image.new("RGB", (16_384, 1))
+        return [replace(item, picture=wide) if item.request.seed == 1 else item for item in made]
+
+
+def test_a_picture_that_its_format_cannot_hold_is_lost_by_name_and_the_others_are_kept() -> None:
+    """Not infeasible: another format holds it, and the catalog would remember it for that one too."""
+    worker = Worker(WidePipeline(), {"said": ByText()}, "cpu", encode=Encoder("webp"))
+    first, wide, last = worker.advance(some(3))
+    assert isinstance(wide.outcome, Failed)
+    assert wide.outcome.kind == "lost"
+    assert wide.outcome.reason.startswith("it cannot be written as webp: ")
+    assert wide.png is None
+    assert [first.outcome, last.outcome] == [Scored({"said": 0.0}), Scored({"said": 2.0})]
+    assert None not in (first.png, last.png)
+
+
+def test_a_picture_tells_its_scores() -> None:
+    (finished,) = Worker(FakePipeline(), {"said": ByText()}, "cpu").advance(some(2)[1:])
+    told = json.loads(str(picture(finished).info["latentsweep"]))
+    assert told["scores"] == {"said": 1.0}
