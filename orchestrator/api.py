@@ -25,7 +25,7 @@ from orchestrator import comet_study, resolving, stopping, wiring
 from orchestrator import studies as studies_module
 from orchestrator.catalog import upkeep
 from orchestrator.catalog.frames import joined
-from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials, trial_rows
 from orchestrator.catalog.patient import Patient, reason
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Health
@@ -473,10 +473,9 @@ def _candidate(pinned: Study | None, settings: Settings) -> object:
 
 def _image_ids(tables: Tables, study: str) -> dict[int, dict[int, str]]:
     """Trial → instance → image_id of the pictures that were scored."""
-    field = pa.compute.field
-    where = (field("study") == study) & (field("state") == "scored") & (field("role") == "search")
+    where = (pa.compute.field("state") == "scored") & (pa.compute.field("role") == "search")
     ids: dict[int, dict[int, str]] = {}
-    for row in tables.read("trials", ["trial", "instance", "image_id"], where).to_pylist():
+    for row in trial_rows(tables, study, ["trial", "instance", "image_id"], where).to_pylist():
         ids.setdefault(row["trial"], {})[row["instance"]] = row["image_id"]
     return ids
 

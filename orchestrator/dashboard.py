@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-import pyarrow as pa
-
-from orchestrator.catalog.parquet import past_trials
+from orchestrator.catalog.parquet import past_trials, trial_rows
 from orchestrator.catalog.tables import Tables
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking.optuna_storage import (
@@ -44,7 +42,7 @@ def projected(study: Study, root: str, ended: bool) -> ProjectedStudy:
     columns = ["trial", "instance", "image_id", "time"]
     images: dict[tuple[int, int], str] = {}
     times: dict[int, list[datetime]] = {}
-    rows = tables.read("trials", [*columns, "role"], pa.compute.field("study") == study.name).to_pylist()
+    rows = trial_rows(tables, study.name, [*columns, "role"]).to_pylist()
     for row in rows:
         if row["role"] == "search":
             images[row["trial"], row["instance"]] = row["image_id"]

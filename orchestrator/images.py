@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from orchestrator.catalog.schema import ASKED_SIZE, SCHEMAS, row_settings, suffix, version
 from orchestrator.catalog.tables import Tables
 from orchestrator.report.script import script
-from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, named_folder
+from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, is_study_name, named_folder
 from search_spaces.errors import InputError, shown
 from search_spaces.requests import Failed, ImageRequest, Settings, Value
 from search_spaces.study import Study
@@ -83,7 +83,7 @@ def _found(tables: Tables, image_id: str, root: str) -> tuple[dict[str, Value], 
         raise InputError(f"image {image_id}: {problem}")
     checked_id(ids[0])
     studies = sorted(tables.counts("trials", "study", pc.field("image_id") == ids[0]))
-    for name in studies:
+    for name in filter(is_study_name, studies):
         folder = named_folder(name, root)
         pinned = folder.pinned()
         if pinned is not None:

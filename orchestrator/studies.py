@@ -1,5 +1,6 @@
 """The studies under a root: which there are, what one costs on disk, and how two differ."""
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Freed, free, of_study_alone
 from orchestrator.report.results import Results, TrialResult, value_text
 from orchestrator.report.statistics import Nobody, Ranked, best, ranking
-from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, local_root, named_folder
-from search_spaces.errors import InputError, did_you_mean
+from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, is_study_name, local_root, named_folder
+from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.estimates import Estimate, estimate
 from search_spaces.requests import Settings, Value
 from search_spaces.study import Study
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ def studies(root: str = DEFAULT_ROOT) -> list[Listed]:
     folders = local_root(root) / "studies"
     pinned = {path.name for path in folders.iterdir() if path.is_dir()} if folders.is_dir() else set()
     for name in sorted(pinned | set(rows["study"].unique().to_pylist())):
+        if not is_study_name(name):  # which would name another folder
+            _log.warning("%s is not the name of a study; it is left out", shown(name))
+            continue
         own = rows.filter(pc.equal(rows["study"], name))
         ids = own["image_id"].unique()
         there = index.rows(keys(pa.chunked_array([ids])))

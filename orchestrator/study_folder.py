@@ -240,9 +240,14 @@ class StudyFolder:
             handler.close()
 
 
+def is_study_name(name: str) -> bool:
+    """Whether a text may be a study's name, and so that of a folder; a catalog of others' may have any text there."""
+    return re.fullmatch(NAME, name) is not None
+
+
 def named_folder(study: str, root: str) -> StudyFolder:
     """A named study's folder. Raises InputError for what cannot be a name, such as `..`."""
-    if not re.fullmatch(NAME, study):
+    if not is_study_name(study):
         raise InputError(f"{study!r} is not the name of a study; it is what stands under 'study' in its file")
     return StudyFolder(root, study)
 

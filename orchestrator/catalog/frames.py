@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.catalog.ids import Index, keys
-from orchestrator.catalog.parquet import Scores, scorer_name
+from orchestrator.catalog.parquet import Scores, scorer_name, without_strangers
 from orchestrator.catalog.schema import ASKED_SIZE, SCHEMAS, SETTING_COLUMNS, suffix
 from orchestrator.catalog.tables import Tables
 from search_spaces.models import PIXEL_SCORERS
@@ -41,6 +41,7 @@ def joined(
         trials = tables.read("trials", where=wanted)
     else:
         trials = tables.read_ids("trials", SCHEMAS["trials"].names, among, wanted)
+    trials = without_strangers(trials, study)
     trials = trials.take(pa.array(_holding(trials)))
     names = [name for name in SCHEMAS["images"].names if pictures or name != "image"]
     stored = [name for name in names if name != "image"]

@@ -1,6 +1,7 @@
 """The catalog in Parquet as one study uses it, and what it knows of a study's trials."""
 
 import json
+import logging
 from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -14,12 +15,15 @@ from orchestrator.catalog.ids import Index, key, keys
 from orchestrator.catalog.pictures import write_images
 from orchestrator.catalog.schema import score_rows, trial_row
 from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.validity import strangers
 from orchestrator.pool import Done, Kept, PngPicture
 from search_spaces.models import PIXEL_SCORERS
 from search_spaces.objectives import GPU_SECONDS
 from search_spaces.requests import Failed, ImageRequest, Looked, Outcome, Scored
 from search_spaces.strategies import PastTrial
 from search_spaces.study import Study
+
+_log = logging.getLogger(__name__)
 
 
 class ParquetCatalog:
@@ -159,6 +163,30 @@ class Scores:
         return pa.array(values, pa.float64(), mask=found < 0)
 
 
+def trial_rows(
+    tables: Tables, study: str, columns: Sequence[str], where: pc.Expression | None = None
+) -> pa.Table:
+    """A study's rows of `trials`, without those that name other settings than the others, which are named."""
+    wanted = pc.field("study") == study
+    names = dict.fromkeys([*columns, "study", "settings"])
+    rows = tables.read("trials", list(names), wanted if where is None else wanted & where)
+    return without_strangers(rows, study).select(list(columns))
+
+
+def without_strangers(trials: pa.Table, study: str) -> pa.Table:
+    """A study's trials without rows that name other settings than most of them do, which are named."""
+    strange = strangers(trials)
+    count = pc.sum(strange).as_py()
+    if not count:
+        return trials
+    _log.warning(
+        "%s of the %s rows of study %s in the table trials name other settings than its others; they are left out, "
+        "and `latentsweep catalog repair` moves them out of the way",
+        *(f"{count:,}", f"{trials.num_rows:,}", study),
+    )
+    return trials.filter(pc.invert(strange))
+
+
 def past_trials(
     tables: Tables, study: str, forget_lost: bool = False, needed: Set[str] = frozenset()
 ) -> list[PastTrial]:
@@ -170,7 +198,7 @@ def past_trials(
     """
     columns = ["trial", "instance", "image_id", "role", "strategy", "state", "reason", "settings"]
     columns += ["scorer", "text"]
-    rows = tables.read("trials", [*columns, "after", "value"], pc.field("study") == study).to_pylist()
+    rows = trial_rows(tables, study, [*columns, "after", "value"]).to_pylist()
     if not rows:
         return []
     pixels = {each.id: name for name, each in PIXEL_SCORERS.items()}
@@ -210,7 +238,7 @@ def _seconds(tables: Tables, image_ids: Set[str]) -> dict[str, float]:
         pc.field("status") == "ok"
     )
     rows = tables.read("images", ["image_id", "seconds_generate"], wanted).to_pylist()
-    return {row["image_id"]: row["seconds_generate"] for row in rows}
+    return {row["image_id"]: row["seconds_generate"] or 0.0 for row in rows}
 
 
 @dataclass
@@ -233,7 +261,7 @@ def holds_another(tables: Tables, study: Study) -> bool:
     """Whether the trials table holds trials of another study of this name: other pixels for its instances."""
     instances = {"validate": study.validation_instances, "search": study.instances, "look": study.instances}
     columns = ["settings", "instance", "image_id", "role"]
-    for row in tables.read("trials", columns, pc.field("study") == study.name).to_pylist():
+    for row in trial_rows(tables, study.name, columns).to_pylist():
         settings = json.loads(row["settings"])
         if settings.keys() != study.space.axes.keys():
             return True

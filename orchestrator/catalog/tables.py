@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from orchestrator.catalog import validity
 from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
 from orchestrator.catalog.layout import SEALED, broken_seal, changed_body, encode, picture_places
 from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
@@ -104,6 +105,7 @@ class Tables:
         self.changed: dict[
             tuple[str, int], str
         ] = {}  # part file and row → image_id of what was not stored so
+        self._invalid: dict[str, ds.ParquetFileFragment] = {}  # of these, parts with rows that are none
         self._was_there = self.is_local and Path(self.base).is_dir()
         self._pictures = _Pictures()
 
@@ -178,8 +180,8 @@ class Tables:
         else:
             self._filesystem.copy_file(path, target)
             self.remove(path)
-        self._parts.pop(path, None)
-        self.skipped.pop(path, None)
+        for noted in (self._parts, self.skipped, self._invalid):
+            noted.pop(path, None)
         return target
 
     # Reading
@@ -314,7 +316,7 @@ class Tables:
                 )
         return self._pictures
 
-    def _picture(self, path: str, row: int) -> bytes:
+    def _picture(self, path: str, row: int) -> bytes | None:
         place = self._place_in(path, row)
         with self._filesystem.open_input_file(path) as file:
             if place is not None:
@@ -326,7 +328,7 @@ class Tables:
                 rows = reader.metadata.row_group(group).num_rows
                 if row < rows:
                     column = reader.read_row_group(group, columns=["image"])["image"]
-                    found: bytes = column[row].as_py()["bytes"]
+                    found: bytes | None = (column[row].as_py() or {}).get("bytes")
                     return found
                 row -= rows
         raise KeyError(path)
@@ -387,23 +389,32 @@ class Tables:
             return None
         fragment = _FORMAT.make_fragment(info.path, self._filesystem)
         try:
-            broken = self._broken_seal(info)
-            if broken:
-                self._skip(info.path, f"is damaged ({broken})")
-                return None
-            fragment.ensure_complete_metadata()
+            problem = self._problem(info, fragment)
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
-            problem = self._damage(info.path)
-            if problem is None:
+            damage = self._damage(info.path)
+            if damage is None:
                 raise
-            self._skip(info.path, f"is truncated or no Parquet file ({problem or first_line(error)})")
+            problem = f"is truncated or no Parquet file ({damage or first_line(error)})"
+        if problem:
+            self._skip(info.path, problem)
             return None
+        return fragment
+
+    def _problem(self, info: pafs.FileInfo, fragment: ds.ParquetFileFragment) -> str | None:
+        """Why a part file cannot be taken for one of its table; None where it can.
+
+        Whose seal is whole was written by this program, and so its rows need not be looked at. Raises what UNREADABLE
+        has, and InputError for one of a newer version.
+        """
+        broken = self._broken_seal(info)
+        if broken:
+            return f"is damaged ({broken})"
+        fragment.ensure_complete_metadata()
         version = (fragment.metadata.metadata or {}).get(VERSION_KEY)
         if version is None or not version.isdigit():
-            self._skip(info.path, "is a Parquet file of something else")
-            return None
+            return "is a Parquet file of something else"
         if int(version) > SCHEMA_VERSION:
             raise InputError(
                 f"{info.path} was written by a newer version of latentsweep (schema {int(version)}, this one reads "
@@ -412,9 +423,25 @@ class Tables:
         table = info.path.split("/")[-2]
         strange = foreign(table, fragment.physical_schema)
         if strange:
-            self._skip(info.path, f"is no part of {table} ({strange})")
+            return f"is no part of {table} ({strange})"
+        if SEALED.fullmatch(info.base_name):
             return None
-        return fragment
+        wrong = validity.problem(
+            table, _rows(_dataset(table, {info.path: fragment}, ENCODED), validity.CHECKED[table])
+        )
+        if wrong:
+            self._invalid[info.path] = fragment
+            return f"is not what this program writes ({wrong})"
+        return None
+
+    def valid_rows(self, path: str) -> pa.Table | None:
+        """Those rows of a part file with others in it that are none; None where it was skipped for something else."""
+        fragment = self._invalid.get(path)
+        if fragment is None:
+            return None
+        table = path.split("/")[-2]
+        rows = _rows(_dataset(table, {path: fragment}), SCHEMAS[table].names)
+        return rows.filter(validity.valid(table, rows))
 
     def _broken_seal(self, info: pafs.FileInfo) -> str | None:
         """What is wrong with a part file's footer; None where nothing is, or it has no seal. Raises OSError."""
@@ -558,7 +585,7 @@ def _read(names: Sequence[str], scan: Callable[..., pa.Table]) -> pa.Table:
 
 def _rows(dataset: ds.Dataset, names: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
     """Columns of those rows of a dataset that a condition holds for."""
-    return _read(names, lambda some, **options: dataset.to_table(some, filter=where, **options))
+    return _read(list(names), lambda some, **options: dataset.to_table(some, filter=where, **options))
 
 
 def _dataset(
@@ -615,8 +642,10 @@ def _name(path: str, why: str) -> None:
     _log.warning(_sentence(path, why))
 
 
-def is_whole(picture: bytes, sha256: str | None) -> bool:
+def is_whole(picture: bytes | None, sha256: str | None) -> TypeGuard[bytes]:
     """Whether a picture is what was stored; one of schema 1, which has no digest, is taken at its word."""
+    if picture is None:
+        return False
     return sha256 is None or hashlib.sha256(picture).hexdigest() == sha256
 
 

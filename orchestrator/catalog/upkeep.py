@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from orchestrator.catalog.ids import firsts, keys
 from orchestrator.catalog.schema import SCHEMAS
 from orchestrator.catalog.tables import DamagedPartError, Tables, is_whole
+from orchestrator.catalog.validity import strangers
 
 TARGET_BYTES = 128 * 2**20
 """Of a merged part file: large enough for a million pictures in 2,000 files, small enough to merge in memory."""
@@ -36,6 +37,9 @@ class Health:
     wrong: dict[str, list[str]] = field(
         default_factory=dict
     )  # part file → image_ids of pictures that changed
+    strange: dict[str, int] = field(
+        default_factory=dict
+    )  # part file → rows with other settings than their study's
     leftovers: list[str] = field(default_factory=list)
     without_picture: int = 0
     mergeable: int = 0
@@ -43,7 +47,7 @@ class Health:
     @property
     def is_well(self) -> bool:
         """Whether nothing is wrong; rows that are there twice and small part files are not."""
-        return not (self.unreadable or self.wrong or self.without_picture)
+        return not (self.unreadable or self.wrong or self.strange or self.without_picture)
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -58,6 +62,8 @@ class Health:
             said.append(
                 ("changed", f"{path}: {len(image_ids)} pictures are not what was stored, as {image_ids[0]}")
             )
+        for path, count in self.strange.items():
+            said.append(("foreign", f"{path}: {count} rows name other settings than their study's others"))
         if self.without_picture:
             said.append(
                 (
@@ -71,7 +77,7 @@ class Health:
             said.append(
                 ("advice", f"`latentsweep catalog compact` would merge {self.mergeable:,} small part files")
             )
-        damage = self.unreadable or self.wrong
+        damage = self.unreadable or self.wrong or self.strange
         verdict = "`latentsweep catalog repair` puts the damage aside" if damage else "nothing is damaged"
         return [*said, ("verdict", verdict)]
 
@@ -97,10 +103,26 @@ def check(tables: Tables) -> Health:
             continue  # which is among those skipped
         if wrong:
             health.wrong[path] = wrong
-    changed = _changed(tables, health.wrong)
+    health.strange = _strange(tables)
+    changed = _changed(tables, {*health.wrong, *health.strange})
     health.unreadable = {**tables.skipped, **changed}
     health.without_picture = _without_picture(tables)
     return health
+
+
+def _strange(tables: Tables) -> dict[str, int]:
+    """How many rows of each part file of `trials` name other settings than most rows of their study do."""
+    parts = {}
+    for path in tables.parts("trials"):
+        with suppress(FileNotFoundError, DamagedPartError):
+            parts[path] = tables.read_part("trials", path, ["study", "settings"])
+    if not parts:
+        return {}
+    strange, start, found = strangers(pa.concat_tables(parts.values())), 0, {}
+    for path, rows in parts.items():
+        found[path] = pc.sum(strange.slice(start, rows.num_rows)).as_py() or 0
+        start += rows.num_rows
+    return {path: count for path, count in found.items() if count}
 
 
 def _changed(tables: Tables, but: Container[str]) -> dict[str, str]:
@@ -232,7 +254,13 @@ def repair(tables: Tables) -> list[str]:
     """
     said, health = [], check(tables)
     for path, why in health.unreadable.items():
-        said.append(f"{path} {why}: moved to {tables.set_aside(path)}")
+        good = tables.valid_rows(path)
+        if good is not None and good.num_rows:
+            tables.write(path.split("/")[-2], good, at=path)
+        kept = f", but for {good.num_rows:,} good rows" if good is not None and good.num_rows else ""
+        said.append(f"{path} {why}: moved to {tables.set_aside(path)}{kept}")
+    if health.strange:
+        said += _without_strange_rows(tables, health.strange)
     for path, image_ids in health.wrong.items():
         bad = pa.array(image_ids, pa.string())
         rows = tables.read_part("images", path)
@@ -246,6 +274,19 @@ def repair(tables: Tables) -> list[str]:
             f"{health.without_picture} scored instances have no picture any more: `latentsweep run` makes them again"
         )
     return said
+
+
+def _without_strange_rows(tables: Tables, strange: Mapping[str, int]) -> Iterator[str]:
+    """Move part files aside that have rows which name other settings than their study's, and keep the others."""
+    whole = tables.read("trials", ["study", "settings"])
+    foreign = pc.unique(pc.binary_join_element_wise(*whole.filter(strangers(whole)).columns, "\0"))
+    for path, count in strange.items():
+        rows = tables.read_part("trials", path)
+        told = pc.binary_join_element_wise(rows["study"], rows["settings"], "\0")
+        good = rows.filter(pc.invert(pc.is_in(told, foreign)))
+        if good.num_rows:
+            tables.write("trials", good, at=path)
+        yield f"{path}: {count} rows named other settings than their study's: moved to {tables.set_aside(path)}"
 
 
 def _is_leftover(path: str) -> bool:
