@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import stopping
-from orchestrator.console import Console, harmless
+from orchestrator.console import Console, as_source, harmless, print_in_any_encoding
 from search_spaces import study_file
 from search_spaces.errors import InputError, utf8
 from workers.atomic_files import write_file
@@ -35,6 +35,7 @@ MENDED = "what was stored is kept, mend it and run the same again"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the result is the exit code."""
+    print_in_any_encoding()
     options = _parser().parse_args(arguments)
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their advice is for programmers
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -496,7 +497,7 @@ def _show(options: argparse.Namespace) -> int:
 
     shown, console = api.show(options.image, options.root), _Console()
     if options.code:
-        sys.stdout.write(shown.code)
+        sys.stdout.write(as_source(shown.code, sys.stdout.encoding))
         sys.stdout.flush()  # first what there is to read; the file may fail
     else:
         _print_rows(console, _shown_rows(shown))

@@ -24,6 +24,7 @@ from orchestrator.dealing import (
     Stop,
 )
 from orchestrator.keeping import LATE_SECONDS, Keeping, lost_notice
+from orchestrator.machine import memory, oom_kills
 from orchestrator.pool import Done, Picture, PictureWriter, done
 from orchestrator.ray_worker import Arrived, Loaded, Parcel, RayWorker
 from orchestrator.versions import difference, versions
@@ -158,6 +159,7 @@ class RayPool:
         self._kept_back: list[str] = []  # who could not load; where nobody can, one sentence says so
         self._here = versions()
         self._say, self._said = say, 0
+        self._oom_kills = oom_kills()
 
     @property
     def notices(self) -> list[str]:
@@ -430,8 +432,19 @@ class RayPool:
             self._refuse_start(what)
         preempted = isinstance(error, RayActorError) and error.preempted
         machine = preempted or not _node_is_alive(self._actors[member].node)
-        cause = "its process is gone" if isinstance(error, RayActorError) else type(error).__name__
+        cause = self._why_gone(member) if isinstance(error, RayActorError) else type(error).__name__
         self._end(member, cause, machine)
+
+    def _why_gone(self, member: Member) -> str:
+        """What is known of a process that is gone; of other machines that is nothing more."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        here = self._actors[member].node == ray.get_runtime_context().get_node_id()
+        if not here or self._oom_kills == before:
+            return "its process is gone"
+        return (
+            f"its process is gone: the kernel ended one here for want of memory ({memory() / 1e9:.1f} GB); "
+            "fewer --workers need less"
+        )
 
     def _refuse_start(self, what: str) -> None:
         raise PoolError(f"a worker cannot start: {what}; is latentsweep installed on every machine?")

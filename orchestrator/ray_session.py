@@ -8,9 +8,9 @@ or two over plain gRPC, before Ray itself tries for minutes.
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,13 +26,18 @@ from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import compute_version_info
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
+from ray.job_config import JobConfig
 
 from orchestrator import stopping
 from orchestrator.dealing import Places
+from orchestrator.machine import Machine, cores, memory, physical_memory
 from orchestrator.ray_place import exposed_token, fresh_token, private_folder
 from search_spaces.errors import InputError
 
 PROBE_SECONDS = 5.0
+
+LEAST_STORE = 80 * 2**20
+"""Bytes of an object store, of which Ray wants 75 MiB."""
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """Where `ray up` leaves the cluster's description on its head."""
@@ -70,7 +75,8 @@ def ray_session(
     with _authenticated(mode):
         try:
             with _begun_apart():
-                ray.init(address=head, log_to_driver=False, logging_level="ERROR")
+                options = {} if head.startswith("ray://") else {"job_config": _FoldersAsHere()}
+                ray.init(address=head, log_to_driver=False, logging_level="ERROR", **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"{source}: no Ray cluster answers there ({_first_line(error)})") from None
         try:
@@ -93,12 +99,41 @@ def _instance_of_our_own(say: Callable[[str], None]) -> Iterator[None]:
                     logging_level="ERROR",
                     num_cpus=cores(),
                     include_dashboard=False,
+                    job_config=_FoldersAsHere(),
                     _temp_dir=str(folder),
+                    **_limits(),
                 )
             yield
         finally:
             ray.shutdown()
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _limits() -> dict[str, int]:
+    """Memory for Ray where this process may use less than the machine has, which Ray sees in some containers only."""
+    limit = memory()
+    if limit >= physical_memory():
+        return {}
+    return {"object_store_memory": max(LEAST_STORE, int(0.3 * limit)), "_memory": limit}
+
+
+class _FoldersAsHere(JobConfig):  # type: ignore[misc]  # Ray is untyped
+    """Workers look for modules where this process does, and in the same order.
+
+    Ray puts the working directory before everything else, where a `random.py` of the user's would be found by every
+    worker. It stays where it comes first for this process too.
+    """
+
+    _py_driver_sys_path: list[str]
+
+    def _serialize(self) -> bytes:
+        here = str(Path.cwd())
+        rays = str(Path(ray.__file__).parent)  # which puts a folder of its own first when it is imported
+        first = next((path for path in sys.path if not path.startswith(rays)), "")
+        kept = [path for path in self._py_driver_sys_path if path != here or first in ("", here)]
+        ours = [first] if first == str(Path(__file__).resolve().parents[1]) else []
+        self._py_driver_sys_path = [*kept, *ours]  # of which Ray puts the last one first
+        return bytes(super()._serialize())
 
 
 @contextmanager
@@ -267,19 +302,6 @@ def _authenticated(mode: AuthMode | None) -> Iterator[None]:
         Config.initialize("")
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What a machine has for workers; `memory` in bytes."""
-
-    cores: int
-    memory: int
-
-
-def this_machine() -> Machine:
-    """As far as this process may use it."""
-    return Machine(cores(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
 def machines() -> list[Machine]:
     """Machines of the connected cluster on which actors that need a CPU can be. Raises InputError for none."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -291,11 +313,6 @@ def machines() -> list[Machine]:
             "the cluster has neither GPU nor CPU for workers; add a machine, as by `ray start --address=HEAD:6379`"
         )
     return able
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cluster_gpus() -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 from orchestrator.catalog.pictures import CatalogWriter
 from orchestrator.comet_study import comet_source
 from orchestrator.dealing import Places
+from orchestrator.machine import Machine, this_machine
 from orchestrator.plan import admitted
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking import NullTracker, Tracker
@@ -46,7 +47,6 @@ if TYPE_CHECKING:  # these take seconds to import, which `report` and `schema` n
 
     from orchestrator.dashboard import Dashboard
     from orchestrator.ray_pool import RayPool
-    from orchestrator.ray_session import Machine
     from workers.pipelines.slot_engine import SlotEngine
     from workers.scoring.clip import ClipScorer
 
@@ -395,14 +395,12 @@ class Cluster:
 
 
 def crew(
-    study: Study, workers: int | None, gpus: int, batch: int, machines: Sequence["Machine"] | None = None
+    study: Study, workers: int | None, gpus: int, batch: int, machines: Sequence[Machine] | None = None
 ) -> Crew:
     """The workers for a study: one per GPU; without GPUs, as many as the cores carry; or as many as asked.
 
     The cores are this machine's, or those of a cluster's `machines`.
     """
-    from orchestrator.ray_session import this_machine
-
     if gpus:
         return Crew(workers or gpus, "GPU", 1, batch)
     there = machines or [this_machine()]

@@ -8,26 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.orchestrator.test_api import STUDY, study_file
+from tests.test_namesakes import HERE, PROGRAM
 
 pytestmark = pytest.mark.faults
 
 SMALL = (
     STUDY.replace("guidance_scale: [0.5, 1, 5]", "guidance_scale: [5]").replace("[2, 4]", "[2]")
-    + "comet: {mode: off}\n"
+    + "comet: {mode: offline}\n"
 )
 
 
-def run(path: Path, environment: dict[str, str], *before: str) -> subprocess.CompletedProcess[str]:
-    """`latentsweep run` of a study, with so much of an environment."""
-    command = [*before, sys.executable, "-m", "orchestrator.start", "run", str(path), "--workers", "1"]
+def run(path: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`latentsweep run` of a study in its folder, with so much of an environment."""
+    command = [sys.executable, "-P", "-c", PROGRAM, "run", path.name, "--root", "runs", *options]
+    given = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **environment}
     return subprocess.run(
-        [*command, "--root", str(path.parent / "runs")],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=Path(__file__).parents[2],
-        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **environment},
+        command, check=False, capture_output=True, text=True, timeout=600, cwd=path.parent, env=given
     )
 
 
@@ -35,7 +31,20 @@ def test_a_home_that_cannot_be_written_and_a_long_tmpdir(tmp_path: Path) -> None
     """As in a container with a random user, and in a job of Slurm's."""
     long = tmp_path / ("slurm_jobdir-" + "1" * 60)
     long.mkdir()
-    ended = run(study_file(tmp_path, SMALL), {"HOME": "/proc/nowhere", "TMPDIR": str(long)})
+    ended = run(study_file(tmp_path, SMALL), "--workers", "1", HOME="/proc/nowhere", TMPDIR=str(long))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"TMPDIR {long}: a socket's path there has" in ended.stdout
     assert "0 failed" in ended.stdout
+
+
+def test_modules_that_bear_our_names_and_the_standard_librarys(tmp_path: Path) -> None:
+    """Ours are found by the program, by Ray's workers and by the child with Comet's SDK."""
+    for name in ("orchestrator", "workers", "search_spaces", "random", "queue"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('mine')")
+    (tmp_path / "named").mkdir()
+    for name in ("orchestrator", "workers", "search_spaces"):
+        (tmp_path / "named" / f"{name}.py").write_text("raise RuntimeError('mine')")
+    ended = run(study_file(tmp_path, SMALL), "--workers", "1", PYTHONPATH=f"{tmp_path / 'named'}:{HERE}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "0 failed" in ended.stdout
+    assert "Comet archive" in ended.stdout or "comet upload" in ended.stdout

@@ -17,7 +17,8 @@ import yaml
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
-from orchestrator import cli, resolving, start, wiring
+import latentsweep
+from orchestrator import cli, resolving, wiring
 from orchestrator.plan import remember_rate
 from orchestrator.ray_pool import RayPool
 from orchestrator.study_folder import StudyFolder
@@ -468,7 +469,7 @@ def test_the_example_studies_are_good(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_the_command_is_installed_by_its_name() -> None:
     pyproject = (STUDIES.parent / "pyproject.toml").read_text(encoding="utf-8")
     script = tomllib.loads(pyproject)["project"]["scripts"]["latentsweep"]
-    assert EntryPoint("latentsweep", script, "console_scripts").load() is start.main
+    assert EntryPoint("latentsweep", script, "console_scripts").load() is latentsweep.main
     assert entry_points(group="console_scripts", name="latentsweep")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from orchestrator import ray_pool
 from orchestrator.catalog.parquet import ParquetCatalog
 from orchestrator.catalog.pictures import CatalogWriter
 from orchestrator.catalog.tables import Tables
@@ -144,7 +145,10 @@ def broken() -> Worker:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_the_kernel", [False, True])
+def test_a_killed_actor_loses_nothing(
+    by_the_kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = RayPool(nullcontext, partial(slow_worker, tmp_path), workers=2, batch=4, num_cpus=0.1)
     pool.submit(REQUESTS)
     found: list[Done] = []
@@ -152,6 +156,8 @@ def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
     while pool.outstanding:
         found += pool.next_done(0.2)
         if found and not killed:
+            if by_the_kernel:  # which counts them
+                monkeypatch.setattr(ray_pool, "oom_kills", lambda: pool._oom_kills + 1)
             os.kill(int(next(tmp_path.iterdir()).name), signal.SIGKILL)
             killed = True
     deadline = time.monotonic() + 60
@@ -161,7 +167,8 @@ def test_a_killed_actor_loses_nothing(tmp_path: Path) -> None:
     pool.close()
     assert Counter(d.request.image_id for d in found) == Counter(r.image_id for r in REQUESTS)
     assert all(isinstance(done.outcome, Scored) for done in found)
-    assert len(pool.notices) == 1
+    (notice,) = pool.notices
+    assert ("the kernel ended one here for want of memory (" in notice) == by_the_kernel
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -23,7 +23,8 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGetRequest
 
 from orchestrator import ray_session as ray_session_module
-from orchestrator.ray_session import Machine, gpus_to_grow_to, machines, ray_session
+from orchestrator.machine import Machine
+from orchestrator.ray_session import gpus_to_grow_to, machines, ray_session
 from orchestrator.stopping import requests_to_stop
 from search_spaces.errors import InputError
 
@@ -289,6 +290,45 @@ def test_an_instance_of_our_own_has_nothing_in_the_home_or_open_to_others(
     assert not folder.exists()
     assert not any(tmp_path.iterdir())
     assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize(("share", "store"), [(1.0, None), (0.25, 1_200_000_000), (0.0125, 83_886_080)])
+def test_ray_hears_of_a_limit_that_it_may_not_see(
+    share: float, store: int | None, asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session_module, "physical_memory", lambda: 16_000_000_000)
+    monkeypatch.setattr(ray_session_module, "memory", lambda: int(16_000_000_000 * share))
+    with ray_session(None):
+        assert asked.get("object_store_memory") == store
+        assert asked.get("_memory") == (None if store is None else int(16_000_000_000 * share))
+
+
+OURS_IS_HERE = str(Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("first", "sent"),
+    [
+        ("/venv/bin", ["/venv/bin"]),  # the program: not where it was started
+        ("", ["/venv/bin", "HERE"]),  # python -m: as this process itself looks there first
+        ("HERE", ["/venv/bin", "HERE"]),
+        (
+            OURS_IS_HERE,
+            ["/venv/bin", OURS_IS_HERE],
+        ),  # the program found namesakes of its packages: Ray reverses this
+    ],
+)
+def test_workers_look_for_modules_where_the_program_does(
+    first: str, sent: list[str], asked: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ray_session(None):
+        config: Any = asked["job_config"]
+    rays = str(Path(ray.__file__).parent / "thirdparty_files")
+    config._py_driver_sys_path = ["/venv/bin", str(tmp_path)]  # as Ray fills it in
+    monkeypatch.setattr(sys, "path", [rays, str(tmp_path) if first == "HERE" else first, *sys.path])
+    config._serialize()
+    assert config._py_driver_sys_path == [str(tmp_path) if each == "HERE" else each for each in sent]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from orchestrator import resolving, wiring
 from orchestrator.dealing import Places
-from orchestrator.ray_session import Machine
+from orchestrator.machine import Machine
 from search_spaces.domains import Domain, FloatRange, IntRange
 from search_spaces.errors import InputError
 from search_spaces.objectives import Constraint
