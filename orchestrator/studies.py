@@ -128,10 +128,10 @@ class Compared:
 def diff(first: tuple[Study, Results], second: tuple[Study, Results]) -> Compared:
     """Compare two studies, paired where they share instances."""
     (old, before), (new, after) = first, second
-    places = {_instance(old, number): number for number in range(len(old.instances))}
+    places = {_instance(old, number): place for place, number in enumerate(before.study_numbers)}
     pairs = {
-        places[key]: number
-        for number in range(len(new.instances))
+        places[key]: place
+        for place, number in enumerate(after.study_numbers)
         if (key := _instance(new, number)) in places
     }
     old_best, new_best = best(before, ranking(before)), best(after, ranking(after))

@@ -39,19 +39,19 @@ def winners(found: Results, study: Study, top: int) -> list[Winner]:
         unbeaten = front(found)
         leaders = [leader for leader in leaders if leader.trial.number in unbeaten]
     return [
-        Winner(image_id, f"rank-{rank:02d}/trial-{leader.trial.number}-instance-{number}.png", told)
+        Winner(image_id, f"rank-{rank:02d}/trial-{leader.trial.number}-instance-{told['instance']}.png", told)
         for rank, leader in enumerate(leaders[:top], 1)
-        for number, image_id in sorted(leader.trial.images.items())
-        for told in [_told(study, found.objective, rank, leader, number, image_id)]
+        for place, image_id in sorted(leader.trial.images.items())
+        for told in [_told(study, found, rank, leader, place, image_id)]
     ]
 
 
 def _told(
-    study: Study, objective: str, rank: int, leader: Ranked, number: int, image_id: str
+    study: Study, found: Results, rank: int, leader: Ranked, place: int, image_id: str
 ) -> dict[str, Value]:
-    trial, instance = leader.trial, study.instances[number]
-    request = study.request(trial.settings, instance)
-    scores = {name: values[number] for name, values in trial.measured.items() if number in values}
+    trial, objective, number = leader.trial, found.objective, found.study_numbers[place]
+    request = study.request(trial.settings, study.instances[number])
+    scores = {name: values[place] for name, values in trial.measured.items() if place in values}
     return {
         "study": study.name,
         "rank": rank,
@@ -63,7 +63,7 @@ def _told(
         "seed": request.seed,
         **request.settings,
         **scores,
-        objective: trial.scores[number],
+        objective: trial.scores[place],
         f"mean_{objective}": leader.score.mean,
         f"half_width_{objective}": leader.score.half_width,
         "tied": leader.tied,

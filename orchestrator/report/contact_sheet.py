@@ -285,7 +285,7 @@ def _best_trials(study: _Study) -> Sheet:
         note=_note(study, cells),
         x="instance",
         y="",
-        columns=tuple(str(instance) for instance in instances),
+        columns=tuple(str(results.study_numbers[instance]) for instance in instances),
         rows=tuple(_trial_label(study, trial) for trial in shown),
         cells=cells,
     )

@@ -40,7 +40,9 @@ class Results:
     what counts is the front of them; a trial whose means break `constraints` is not ranked. `gone` counts the
     trials of earlier sessions whose values the study no longer has. `ended` is None where nobody wrote down how the
     last session ended (by which `signal`, where it was stopped), `extent` where nobody knows how far it was to go;
-    `has_baseline` says that the study judges the model's own settings sooner or later.
+    `has_baseline` says that the study judges the model's own settings sooner or later. Where instances turned out
+    to be `copies` of others (the study's number → that of the one that counts), `numbers` has the study's number of
+    each that counts, and `drawn` how many pictures there are with the copies'.
     """
 
     study: str
@@ -60,6 +62,14 @@ class Results:
     extent: Extent | None = None
     signal: str = "Ctrl-C"
     has_baseline: bool = False
+    numbers: Sequence[int] = ()
+    copies: Mapping[int, int] = field(default_factory=dict)
+    drawn: int | None = None
+
+    @property
+    def study_numbers(self) -> Sequence[int]:
+        """The study's own number of each instance."""
+        return self.numbers or range(self.instances)
 
     @property
     def is_partial(self) -> bool:

@@ -20,7 +20,9 @@ def part_text(results: Results) -> str | None:
     if not results.is_partial or results.ended is None:
         return None
     whole = sum(complete_scores(trial, results.instances) is not None for trial in results.trials)
-    images = sum(len(trial.scores.keys() | trial.failures.keys()) for trial in results.trials)
+    images = results.drawn
+    if images is None:
+        images = sum(len(trial.scores.keys() | trial.failures.keys()) for trial in results.trials)
     extent, end = results.extent, _ENDS.get(results.ended, f"stopped by {results.signal}")
     if extent is None:
         return f"{whole:,} settings judged in full, {images:,} images; {end}"

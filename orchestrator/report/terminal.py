@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.report.copies import copies_text
 from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, value_text
 from orchestrator.report.standing import part_text
 from orchestrator.report.statistics import (
@@ -286,6 +287,7 @@ def _remarks(results: Results) -> Iterator[str]:
         (len(looked), "only looked at in mid-trajectory"),
         (len(untouched), "not judged at all"),
     ]
+    yield from (f"copies: {sentence}" for sentence in copies_text(results))
     complete = [trial for trial in results.trials if trial not in incomplete]
     broken = [trial for trial in complete if not keeps_constraints(trial, results)]
     if broken:

@@ -1,6 +1,7 @@
 """What the report is made of: the catalog as the study, as its file is now, sees it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +22,16 @@ from orchestrator.plan import (
     plan_lines,
 )
 from orchestrator.pool import InProcessPool
+from orchestrator.report.files import report_text
 from orchestrator.report.statistics import ranking
+from orchestrator.studies import diff
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
+from orchestrator.winners import winners
 from orchestrator.wiring import make_strategy, make_validation, raced
 from search_spaces.objectives import parse_constraint
-from search_spaces.requests import ImageRequest, Scored
+from search_spaces.requests import ImageRequest, Scored, content_hash
 from search_spaces.space import Judge, Survey, survey
 from search_spaces.strategies import PastTrial
 from search_spaces.strategies.grid import Grid
@@ -36,6 +40,7 @@ from search_spaces.strategies.trials import Trials
 from search_spaces.study import Study
 from search_spaces.study_file import BudgetSpec, SearchSpec
 from tests.orchestrator.studies import fake_worker, small_study
+from workers.pipelines import Generated
 from workers.pipelines.fake import FakePipeline
 from workers.scoring import Scorer
 from workers.scoring.fake import BrightnessScorer
@@ -115,6 +120,57 @@ def test_what_an_earlier_version_called_by_the_models_values_has_the_files_now(t
     assert found.baseline == 0
     done = run(study, tmp_path)
     assert (done.generated, done.reused) == (0, 0), "it goes on where it was"
+
+
+def test_instances_of_one_picture_count_once_in_the_report_of_an_older_study(tmp_path: Path) -> None:
+    once = small_study("once")
+    run(once, tmp_path)
+    (item,) = once.inputs
+    listed = (item, item.model_copy(update={"image_name": "copy.png"}), item)
+    study = small_study().model_copy(update={"inputs": listed})
+    done = run(study, tmp_path)
+    assert done.generated == 0
+    found, other = (api.results(name, str(tmp_path)) for name in ("small", "once"))
+    assert (len(study.instances), found.instances, list(found.study_numbers)) == (9, 3, [0, 3, 6])
+    assert [(entry.trial.scores, entry.score, entry.behind) for entry in ranking(found)] == [
+        (entry.trial.scores, entry.score, entry.behind) for entry in ranking(other)
+    ]
+    report = report_text(found)
+    assert report.count("6 of 9 instances draw the same pictures as another") == 1
+    assert "n = 3" in report
+    pictures = [winner.path for winner in winners(found, study, 1)]
+    assert [path.rpartition("-")[2] for path in pictures] == ["0.png", "3.png", "6.png"]
+    compared = diff((study, found), (once, other))
+    assert (compared.shared, compared.same and compared.same.n, compared.same and compared.same.mean) == (
+        3,
+        3,
+        0,
+    )
+
+
+def test_pictures_of_equal_pixels_are_one_whatever_is_written_beside_them(tmp_path: Path) -> None:
+    class Alike(FakePipeline):
+        """Draws a prompt in any case alike, though the study takes each for itself."""
+
+        def _draw(self, request: ImageRequest) -> Generated:
+            drawn = replace(request, image_id=content_hash({"p": request.prompt.lower(), **request.settings}))
+            return replace(super()._draw(drawn), request=request)
+
+    (item,) = small_study().inputs
+    shouted = item.model_copy(update={"prompt": "A PICTURE"})
+    judged_otherwise = item.model_copy(update={"score_text": "another text"})
+    study = small_study(seeds=1).model_copy(update={"inputs": (item, shouted, judged_otherwise)})
+
+    class ByText(BrightnessScorer):
+        def score(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> Sequence[float]:
+            """Brightness, more for longer texts."""
+            values = super().score(images, requests)
+            return [v + len(r.score_text) for v, r in zip(values, requests, strict=True)]
+
+    run(study, tmp_path, Worker(Alike(2), {"clip_score": ByText()}, "fake device", batch=4))
+    found = api.results("small", str(tmp_path))
+    assert found.copies == {1: 0}
+    assert found.instances == 2
 
 
 @pytest.mark.parametrize("walk", [survey, lambda *_: None])
