@@ -5,11 +5,16 @@ loop, pool and catalog know nothing of it.
 """
 
 import math
+import re
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from orchestrator.catalog import Catalog, Judged, Unscored
 from orchestrator.display import Speed
@@ -23,6 +28,39 @@ DEFAULT_PORT = 9464
 """The one that OpenTelemetry's Prometheus exporters take by default."""
 
 LOOPBACK = "127.0.0.1"
+
+OURSELVES = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+"""A request's Host. A web page whose name comes to mean 127.0.0.1 (DNS rebinding) still asks by its own."""
+
+PATH = "/metrics"
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+class _Guarded:
+    """A WSGI application that answers at one path, for whoever knows it as this machine."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        """Answer a request."""
+        refusal = None
+        if not OURSELVES.fullmatch(environ.get("HTTP_HOST", "")):
+            refusal = (
+                "403 Forbidden",
+                "asked for by a name that is not this machine's: 127.0.0.1 or localhost",
+            )
+        elif environ.get("PATH_INFO") != PATH:
+            refusal = "404 Not Found", f"there is nothing here but {PATH}"
+        if refusal is None:
+            answered: Iterable[bytes] = self._application(environ, start)
+            return answered
+        start(refusal[0], [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{refusal[1]}\n".encode()]
 
 
 class Metrics:
@@ -74,17 +112,20 @@ class Metrics:
     @property
     def url(self) -> str:
         """Where the figures are."""
-        return f"http://{LOOPBACK}:{self._port}/metrics"
+        return f"http://{LOOPBACK}:{self._port}{PATH}"
 
     def __enter__(self) -> "Metrics":
         try:
-            self._server, self._thread = start_http_server(self._port, LOOPBACK, self.registry)
+            application = _Guarded(make_wsgi_app(self.registry))
+            self._server = make_server(LOOPBACK, self._port, application, ThreadingWSGIServer, _Silent)
         except OSError as error:
             raise InputError(
                 f"--metrics: port {self._port} of this machine cannot be had ({error.strerror}); "
                 "name another, as in --metrics 9465"
             ) from None
         self._port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(

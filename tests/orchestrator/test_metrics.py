@@ -1,5 +1,6 @@
 """A run's figures: what they say is what happened, and only this machine can read them."""
 
+import http.client
 import math
 import socket
 import urllib.request
@@ -79,6 +80,38 @@ def test_the_figures_are_for_this_machine_alone() -> None:
         assert [place for place in places if place.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
     with pytest.raises(OSError, match="refused"):
         figures(metrics.url)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "host", "status"),
+    [
+        ("GET", "/metrics", "127.0.0.1:{port}", 200),
+        ("GET", "/metrics", "localhost", 200),
+        ("GET", "/metrics", "LOCALHOST:19464", 200),  # as through a tunnel
+        ("GET", "/metrics?name[]=latentsweep_images", "[::1]:{port}", 200),
+        ("GET", "/metrics", "evil.example:{port}", 403),
+        ("GET", "/metrics", "localhost.evil.example", 403),
+        ("GET", "/metrics", "127.0.0.1.evil.example:{port}", 403),
+        ("GET", "/metrics", "", 403),
+        ("GET", "/", "127.0.0.1:{port}", 404),
+        ("GET", "/favicon.ico", "127.0.0.1:{port}", 404),
+        ("GET", "/metrics/../x", "127.0.0.1:{port}", 404),
+        ("POST", "/metrics", "127.0.0.1:{port}", 405),
+    ],
+)
+def test_only_figures_and_only_for_this_machine_by_its_name(
+    method: str, path: str, host: str, status: int
+) -> None:
+    """A web page in a browser here may make its own name mean 127.0.0.1."""
+    port = free_port()
+    with Metrics("a-secret-study", port):
+        asked = http.client.HTTPConnection("127.0.0.1", port)
+        asked.request(method, path, headers={"Host": host.format(port=port)})
+        answer = asked.getresponse()
+        said = answer.read().decode()
+        asked.close()
+    assert answer.status == status
+    assert ("a-secret-study" in said) == (status == 200)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
