@@ -219,7 +219,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folder, csv, parquet or hf (for Hugging Face datasets), with a path where the default does not suit; "
         "or optuna STORAGE (journal:PATH, sqlite:///study.db, postgresql://user@host/name), for optuna-dashboard",
     )
-    export.add_argument("--where", metavar="EXPR", help='such as "guidance_scale >= 5 and value > 30"')
+    export.add_argument(
+        "--where",
+        metavar="EXPR",
+        help='such as "guidance_scale >= 5 and clip_score > 30"; any column of the export, and any score',
+    )
     export.add_argument("--top", type=_count, metavar="N", help="only the N rows with the largest score")
     export.set_defaults(command=_export)
 

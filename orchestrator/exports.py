@@ -102,6 +102,7 @@ def export(
     wanted.place.parent.mkdir(parents=True, exist_ok=True)
     with (new_folder if kind.is_folder else new_file)(wanted.place) as aside:
         kind.write(wanted, aside)
+        _is_free(wanted, kind)  # still, after what may have been an hour
     return kind.told(wanted)
 
 

@@ -24,6 +24,7 @@ from orchestrator.catalog.tables import Tables
 from orchestrator.study_folder import StudyFolder
 from search_spaces.errors import InputError
 from search_spaces.study import difference
+from workers.atomic_files import write_file
 
 LINE_BYTES = 12_000
 """Of the tar file in one line: the log server hands out about 20,000 characters at a time."""
@@ -164,8 +165,13 @@ def unpack(parcel: BinaryIO, study: str, root: str) -> tuple[Path, int]:
                 tables.write(table, rows)
                 images += rows.num_rows if table == "images" else 0
         if sent.path.is_dir():
-            shutil.copytree(sent.path, folder.path, dirs_exist_ok=True)
+            shutil.copytree(sent.path, folder.path, copy_function=_copy, dirs_exist_ok=True)
     return folder.path, images
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file, whole or not at all: a study's folder is read again by the fetch that follows a killed one."""
+    write_file(Path(target), Path(source).read_bytes())
 
 
 def _check_same(sent: StudyFolder, folder: StudyFolder, root: str) -> None:

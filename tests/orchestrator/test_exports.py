@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,21 @@ def test_a_users_folder_is_never_touched(
     assert content(mine) == {"photo.png": b"a photo"}
     (mine / "photo.png").unlink()
     assert "old" in export("old", to, "mine", root), "an empty one is filled"
+
+
+def test_what_came_there_meanwhile_is_left_alone(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "out.csv"
+
+    def written_meanwhile(_: object, aside: Path) -> None:
+        aside.write_text("ours")
+        place.write_text("a user's")
+
+    monkeypatch.setitem(FORMATS, "csv", replace(FORMATS["csv"], write=written_meanwhile))
+    with pytest.raises(InputError, match="exists already"):
+        export("old", "csv", str(place), root)
+    assert content(tmp_path) == {"out.csv": b"a user's"}
 
 
 def test_a_disk_that_is_full_leaves_nothing(

@@ -18,6 +18,7 @@ from orchestrator.tracking import NullTracker
 from orchestrator.transfer import read_parcel, unpack, write_parcel
 from search_spaces.errors import InputError
 from tests.orchestrator.studies import fake_worker, grid, small_study
+from workers import atomic_files
 
 
 def run(root: Path, seeds: int = 3, name: str = "small", token: str = "0") -> None:
@@ -67,6 +68,32 @@ def test_what_is_there_already_stays_as_it_is(tmp_path: Path) -> None:
     assert bring(parcel(tmp_path / "there"), tmp_path / "here") == 5, "one of each candidate"
     there, here = (Tables(tmp_path / place).read("trials").num_rows for place in ("there", "here"))
     assert here == there
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_study_that_was_half_brought_is_brought_by_the_same_again(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off at each of the steps in which its folder's files are synced and renamed."""
+    run(tmp_path / "there")
+    (StudyFolder(str(tmp_path / "there"), "small").path / "report.txt").write_text("a report")
+    text, steps, sync = parcel(tmp_path / "there"), [], atomic_files._sync
+
+    def cut_off(path: Path) -> None:
+        steps.append(path)
+        if len(steps) == at:
+            raise KeyboardInterrupt
+        sync(path)
+
+    monkeypatch.setattr(atomic_files, "_sync", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        bring(text, tmp_path / "here")
+    monkeypatch.undo()
+    folders = [StudyFolder(str(tmp_path / place), "small") for place in ("there", "here")]
+    assert folders[1].pinned() in (None, folders[0].pinned()), "never half of it"
+    assert bring(text, tmp_path / "here") == 0
+    there, here = ({path.name for path in folder.path.rglob("*") if path.is_file()} for folder in folders)
+    assert here == there - {"lock"}
 
 
 def test_warnings_between_the_lines_do_no_harm(tmp_path: Path) -> None:
