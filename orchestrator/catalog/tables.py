@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from orchestrator.catalog import validity
 from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
 from orchestrator.catalog.layout import SEALED, broken_seal, changed_body, encode, picture_places
+from orchestrator.catalog.ledger import Ledger
 from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
 from search_spaces.errors import InputError, utf8
 
@@ -100,11 +101,13 @@ class Tables:
     def __init__(self, root: str | Path) -> None:
         self._filesystem, base = open_root(root)
         self.base = f"{base.rstrip('/')}/catalog"
+        self.ledger = Ledger(self._filesystem, self.base)
         self._parts: dict[str, ds.ParquetFileFragment] = {}
         self.skipped: dict[str, str] = {}  # path → why
         self.changed: dict[
             tuple[str, int], str
         ] = {}  # part file and row → image_id of what was not stored so
+        self.missing: dict[str, dict[str, int]] = {}  # table → path → rows, of part files that are gone
         self._invalid: dict[str, ds.ParquetFileFragment] = {}  # of these, parts with rows that are none
         self._was_there = self.is_local and Path(self.base).is_dir()
         self._pictures = _Pictures()
@@ -145,6 +148,7 @@ class Tables:
                 b"".join(content)
             )  # one whole object: closed, and with that there, only after all of it was
             stream.close()
+        self.ledger.enter(f"{folder}/{name}", data.num_rows)
         return f"{folder}/{name}"
 
     def _make_folder(self, folder: Path) -> None:
@@ -159,6 +163,8 @@ class Tables:
 
     def remove(self, path: str) -> None:
         """Remove a part file; one that is gone already is fine. Raises OSError."""
+        rows = self._rows_in(path)
+        self.ledger.strike(path, rows)
         try:
             self._filesystem.delete_file(path)
         except (
@@ -166,7 +172,17 @@ class Tables:
         ):  # also where a store refuses what pyarrow leaves in its place, an empty folder's marker
             if self._filesystem.get_file_info(path).type != pafs.FileType.NotFound:
                 raise
+        self.ledger.strike(path, rows)
         self._parts.pop(path, None)
+
+    def _rows_in(self, path: str) -> int | None:
+        return self._parts[path].metadata.num_rows if path in self._parts else None
+
+    def forget(self, path: str) -> None:
+        """Miss a part file that is gone no longer."""
+        self.ledger.strike(path)
+        for missing in self.missing.values():
+            missing.pop(path, None)
 
     def set_aside(self, path: str) -> str:
         """Move a file out of its table, to `damaged/`; its new path. Raises OSError."""
@@ -175,6 +191,7 @@ class Tables:
         if self._filesystem.type_name not in FLAT:
             self._filesystem.create_dir(folder, recursive=True)
         target = f"{folder}/{table}-{name}"
+        self.ledger.strike(path, self._rows_in(path))
         if self.is_local:
             Path(path).rename(target)
         else:
@@ -363,6 +380,7 @@ class Tables:
             # half-written files of a killed run, and what tools keep for themselves, begin with a dot
             if not info.base_name.startswith((".", "_")) and info.path not in self.skipped
         ]
+        self._miss(table, {info.path for info in infos})
         new = [info for info in infos if info.path not in self._parts]
         if new:
             with ThreadPoolExecutor(1 if self.is_local else min(len(new), READERS)) as readers:
@@ -370,6 +388,13 @@ class Tables:
                     if fragment is not None:
                         self._parts[info.path] = fragment
         return {info.path: self._parts[info.path] for info in infos if info.path in self._parts}
+
+    def _miss(self, table: str, there: Set[str]) -> None:
+        """Name the part files of a table that are gone, once."""
+        if table not in self.missing:
+            self.missing[table] = self.ledger.missing(table, there | self.skipped.keys())
+            for path, rows in self.missing[table].items():
+                _name_missing(path, rows)
 
     def sizes(self, table: str) -> dict[str, int]:
         """Every file in a table's folder, part file or not, with its size in bytes."""
@@ -475,9 +500,10 @@ class Tables:
 
     @property
     def notices(self) -> list[str]:
-        """A sentence for each file, and for each picture, that was skipped."""
+        """A sentence for each file, and for each picture, that was skipped, and for each file that is gone."""
         pictures = [_sentence(path, _changed(image_id)) for (path, _), image_id in self.changed.items()]
-        return [_sentence(path, why) for path, why in self.skipped.items()] + pictures
+        gone = [_missing(*each) for missing in self.missing.values() for each in missing.items()]
+        return [_sentence(path, why) for path, why in self.skipped.items()] + pictures + gone
 
     def _skip(self, path: str, why: str) -> None:
         self.skipped[path] = why
@@ -651,6 +677,18 @@ def is_whole(picture: bytes | None, sha256: str | None) -> TypeGuard[bytes]:
 
 def _changed(image_id: str) -> str:
     return f"has another picture {image_id} than was stored there, by its SHA-256"
+
+
+@cache
+def _name_missing(path: str, rows: int) -> None:
+    _log.warning(_missing(path, rows))
+
+
+def _missing(path: str, rows: int) -> str:
+    return (
+        f"{path} is gone, with {rows:,} rows: put it back, or let `latentsweep run` make anew what is wanted of it "
+        "and `latentsweep catalog repair` forget it"
+    )
 
 
 def _sentence(path: str, why: str) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.catalog.ids import firsts, keys
+from orchestrator.catalog.ids import Index, firsts, keys
 from orchestrator.catalog.schema import SCHEMAS
 from orchestrator.catalog.tables import DamagedPartError, Tables, is_whole
 from orchestrator.catalog.validity import strangers
@@ -40,14 +40,17 @@ class Health:
     strange: dict[str, int] = field(
         default_factory=dict
     )  # part file → rows with other settings than their study's
+    missing: dict[str, int] = field(default_factory=dict)  # part file that is gone → its rows
     leftovers: list[str] = field(default_factory=list)
     without_picture: int = 0
+    without_score: int = 0
     mergeable: int = 0
 
     @property
     def is_well(self) -> bool:
         """Whether nothing is wrong; rows that are there twice and small part files are not."""
-        return not (self.unreadable or self.wrong or self.strange or self.without_picture)
+        damage = self.unreadable or self.wrong or self.strange or self.missing
+        return not (damage or self.without_picture or self.without_score)
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -64,6 +67,13 @@ class Health:
             )
         for path, count in self.strange.items():
             said.append(("foreign", f"{path}: {count} rows name other settings than their study's others"))
+        said += [
+            (
+                "gone",
+                f"{path}, with {rows:,} rows: put it back, or `latentsweep run` makes anew what is wanted of it",
+            )
+            for path, rows in self.missing.items()
+        ]
         if self.without_picture:
             said.append(
                 (
@@ -71,6 +81,9 @@ class Health:
                     f"{self.without_picture} scored instances have no picture; `latentsweep run` makes them",
                 )
             )
+        if self.without_score:
+            told = f"{self.without_score} scored instances have no score; `latentsweep run` scores them"
+            said.append(("missing", told))
         if self.leftovers:
             said.append(("leftovers", f"{len(self.leftovers)} half-written files of runs that were killed"))
         if self.mergeable:
@@ -78,7 +91,11 @@ class Health:
                 ("advice", f"`latentsweep catalog compact` would merge {self.mergeable:,} small part files")
             )
         damage = self.unreadable or self.wrong or self.strange
-        verdict = "`latentsweep catalog repair` puts the damage aside" if damage else "nothing is damaged"
+        verdict = "nothing is damaged"
+        if self.missing:
+            verdict = "`latentsweep catalog repair` forgets what is gone"
+        if damage:
+            verdict = "`latentsweep catalog repair` puts the damage aside"
         return [*said, ("verdict", verdict)]
 
 
@@ -95,6 +112,7 @@ def check(tables: Tables) -> Health:
         health.leftovers += [
             path for path in sizes if _is_leftover(path) and tables.age(path) > LEFTOVER_SECONDS
         ]
+        health.missing |= tables.missing[table]
         health.mergeable += sum(len(group) for group in _groups(tables, table))
     for path in tables.parts("images"):
         try:
@@ -106,7 +124,7 @@ def check(tables: Tables) -> Health:
     health.strange = _strange(tables)
     changed = _changed(tables, {*health.wrong, *health.strange})
     health.unreadable = {**tables.skipped, **changed}
-    health.without_picture = _without_picture(tables)
+    health.without_picture, health.without_score = _without_picture(tables), _without_score(tables)
     return health
 
 
@@ -142,6 +160,14 @@ def _without_picture(tables: Tables) -> int:
     scored = tables.read("trials", ["image_id"], pc.field("state") == "scored")["image_id"].unique()
     there = tables.read("images", ["image_id"], pc.field("status") == "ok")["image_id"].unique()
     return len(scored.filter(pc.invert(pc.is_in(scored, there))))
+
+
+def _without_score(tables: Tables) -> int:
+    """How many scored instances name a score that is not there."""
+    scored, _ = tables.read_keys("trials", ["scorer", "text"], [], pc.field("state") == "scored")
+    there, _ = tables.read_keys("scores", ["scorer", "text"], [], pc.scalar(True))
+    distinct = scored[firsts(scored)]
+    return int((Index(there).rows(distinct) < 0).sum())
 
 
 def _pictures_of(tables: Tables, path: str) -> Iterator[tuple[str, bool]]:
@@ -185,7 +211,16 @@ def compact(tables: Tables, target: int = TARGET_BYTES) -> dict[str, tuple[int, 
                 tables.remove(path)
             files, into, size = files + len(group), into + 1, size + rows.nbytes
         done[table] = files, into, size
+        _enter(tables, table)
     return done
+
+
+def _enter(tables: Tables, table: str) -> None:
+    """Enter what earlier versions have written into the ledger, so that it is missed when it is gone."""
+    entered = tables.ledger.entries(table)
+    for path, part in tables.parts(table).items():
+        if path not in entered:
+            tables.ledger.enter(path, part.metadata.num_rows)
 
 
 def _groups(tables: Tables, table: str, target: int = TARGET_BYTES) -> list[list[str]]:
@@ -266,12 +301,19 @@ def repair(tables: Tables) -> list[str]:
         rows = tables.read_part("images", path)
         tables.write("images", rows.filter(pc.invert(pc.is_in(rows["image_id"], bad))), at=path)
         said.append(f"{path}: {len(bad)} pictures had changed: moved to {tables.set_aside(path)}")
+    for path, rows in health.missing.items():
+        tables.forget(path)
+        said.append(f"{path} is gone, with {rows:,} rows: it is missed no longer")
     for path in health.leftovers:
         tables.remove(path)
         said.append(f"{path}: half-written by a run that was killed: removed")
     if health.without_picture:
         said.append(
             f"{health.without_picture} scored instances have no picture any more: `latentsweep run` makes them again"
+        )
+    if health.without_score:
+        said.append(
+            f"{health.without_score} scored instances have no score any more: `latentsweep run` scores them again"
         )
     return said
 
