@@ -18,7 +18,7 @@ from search_spaces.errors import InputError
 SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 """The longest path of a socket: what a system's sockaddr_un holds, less its last zero."""
 
-WITHIN = len("/sweep-abcdefgh/session_2026-11-30_09-30-59_123456_4194304/sockets/plasma_store")
+WITHIN = len("/sweep-abcdefgh/ray/session_2026-11-30_09-30-59_123456_4194304/sockets/plasma_store")
 """Bytes of the path of Ray's longest-named socket, from the folder for temporary files on."""
 
 ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
@@ -33,7 +33,9 @@ def private_folder(say: Callable[[str], None] = lambda _: None) -> Iterator[Path
     Raises InputError where RAY_TMPDIR will not, or nothing will.
     """
     folder = _made(os.environ, say)
-    yield folder
+    opened = folder / "ray"  # Ray gives what it is given the mode 0777
+    opened.mkdir()
+    yield opened
     shutil.rmtree(folder, ignore_errors=True)
 
 

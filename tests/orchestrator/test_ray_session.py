@@ -283,7 +283,7 @@ def test_an_instance_of_our_own_has_nothing_in_the_home_or_open_to_others(
     asked: dict[str, object], tmp_path: Path
 ) -> None:
     with ray_session(None):
-        folder = Path(str(asked["_temp_dir"]))
+        folder = Path(str(asked["_temp_dir"])).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert asked["mode"] == "token"
         assert len(str(asked["token"])) == 64
@@ -329,6 +329,13 @@ def test_workers_look_for_modules_where_the_program_does(
     monkeypatch.setattr(sys, "path", [rays, str(tmp_path) if first == "HERE" else first, *sys.path])
     config._serialize()
     assert config._py_driver_sys_path == [str(tmp_path) if each == "HERE" else each for each in sent]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_no_other_user_can_enter_where_rays_sockets_and_logs_are() -> None:
+    """Ray itself opens them to all."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert any(stat.S_IMODE(above.stat().st_mode) & 0o077 == 0 for above in session.parents)
 
 
 @pytest.mark.usefixtures("local_ray")
