@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.plan import calls_of, domain_text, remembered_rate, surveyed
 from orchestrator.report.results import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
-from orchestrator.twins import distinct_inputs, spellings, with_distinct_seeds
+from orchestrator.twins import distinct_inputs, spellings, stored_texts, with_distinct_seeds
 from orchestrator.wiring import make_optuna_sampler, raced
 from search_spaces import study_file
 from search_spaces.artifacts import parse_artifact_file
@@ -75,7 +76,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
         raise InputError(f"{path}: {error}") from None
     _check_inputs_suit(spec, model, path)
     token = pinned.token if pinned else secrets.token_hex(16)
-    texts = spellings(spec, model, pinned, remarks.append)
+    texts = spellings(spec, model, pinned, partial(stored_texts, Tables(root)), remarks.append)
     distinct = distinct_inputs(inputs, texts or {}, scorer, pinned, remarks.append)
     spec = with_distinct_seeds(spec, pinned, remarks.append)
     study = pin(spec, model, scorer, distinct, token, str(path), texts)

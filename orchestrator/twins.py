@@ -1,7 +1,9 @@
 """Which texts, inputs and seeds of a study file are one to its model: found and said before anything is drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 
+from orchestrator.catalog.tables import Tables
 from search_spaces.errors import shown
 from search_spaces.models import ModelDescription, ScorerDescription
 from search_spaces.study import PinnedInput, Study, as_drawn, texts_of
@@ -10,11 +12,16 @@ from search_spaces.texts import Texts, one_spelling, twins
 
 
 def spellings(
-    spec: StudySpec, model: ModelDescription, pinned: Study | None, tell: Callable[[str], None]
+    spec: StudySpec,
+    model: ModelDescription,
+    pinned: Study | None,
+    stored: Callable[[], Set[str]],
+    tell: Callable[[str], None],
 ) -> Texts | None:
     """The spelling that stands for each text; `tell` hears which are read as one, and which are cut.
 
-    A study that was begun by a version which knew no tokens keeps each text as it is.
+    Those that a catalog has `stored` come first in a new study, so that their pictures are found. A study that was
+    begun by a version which knew no tokens keeps each text as it is.
     """
     from workers.pipelines.reading import text_reader
 
@@ -38,10 +45,35 @@ def spellings(
             )
     if pinned is not None and before is None:
         return None
-    found = one_spelling(texts, reader.tokens, before)
+    if pinned is None:
+        chosen = one_spelling(_stored_first(texts, stored()), reader.tokens)
+        found = {text: chosen[text] for text in texts}
+    else:
+        found = one_spelling(texts, reader.tokens, before)
     alike = twins(found, texts)
     if alike:
         tell(f"the model's tokenizer reads {'; '.join(alike)}: they draw the same pictures")
+    return found
+
+
+def _stored_first(texts: Sequence[str], stored: Set[str]) -> list[str]:
+    """Texts in the order in which their spellings are to stand for others: those that a catalog has come first."""
+    wanted = {_loosely(text) for text in texts}
+    near = sorted(text for text in stored if _loosely(text) in wanted)
+    return [*(text for text in texts if text in stored), *near, *texts]
+
+
+def _loosely(text: str) -> str:
+    """Equal for most texts that a tokenizer may read alike, without asking it about all of a catalog."""
+    return "".join(text.casefold().split())
+
+
+def stored_texts(tables: Tables) -> Set[str]:
+    """The prompts and negative prompts of a catalog; none where it cannot be asked now."""
+    found: set[str] = set()
+    with suppress(OSError):
+        for column in ("prompt", "negative_prompt"):
+            found |= {text for text in tables.counts("images", column) if text is not None}
     return found
 
 

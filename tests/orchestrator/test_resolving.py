@@ -7,9 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from orchestrator.catalog.schema import image_row
+from orchestrator.catalog.tables import Tables
 from orchestrator.plan import surveyed
+from orchestrator.pool import Done
 from orchestrator.resolving import Resolved, resolve
 from orchestrator.study_folder import StudyFolder
+from search_spaces.requests import Failed
+from workers.worker import Provenance
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -136,6 +141,23 @@ def test_a_later_session_goes_on_with_the_spellings_of_the_first(folder: Path) -
         study.request({"negative_prompt": "cartoon"}, study.instances[0]) for study in (first.study, later)
     )
     assert one.image_id == two.image_id
+
+
+def test_a_new_study_finds_what_a_catalog_has_of_other_spellings(folder: Path) -> None:
+    drawn = resolved(folder, "[CARTOON]", ("A green Dragon",)).study
+    tables = Tables(folder / "runs")
+    request = drawn.request({"negative_prompt": "CARTOON"}, drawn.instances[0])
+    done = Done(request, Failed("infeasible", "black"), Provenance("", 0, 0, None, 0.0, 0.0), None)
+    tables.append("images", [image_row(done, drawn)])
+    other = resolved(folder, "[Cartoon, cartoon, photo]").study
+    assert other.texts == {
+        "a green dragon": "A green Dragon",
+        "Cartoon": "CARTOON",
+        "cartoon": "CARTOON",
+        "photo": "photo",
+    }
+    again = other.request({"negative_prompt": "cartoon"}, other.instances[0])
+    assert (again.image_id, again.prompt) == (request.image_id, "a green dragon")
 
 
 def test_a_study_of_a_version_that_knew_no_tokens_goes_on_with_texts_as_they_are(folder: Path) -> None:
