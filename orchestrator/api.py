@@ -50,6 +50,7 @@ from orchestrator.report.contact_sheet import contact_sheet
 from orchestrator.report.copies import Seen, copies, counted_once
 from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.standing import best_text
+from orchestrator.report.values import Wording
 from orchestrator.rescoring import Rescored
 from orchestrator.session import Extent, Session
 from orchestrator.studies import Compared, removal, remove, reused_from, studies
@@ -235,8 +236,9 @@ def run(
                 session.callback(board.abandon)
             tracker = Guarded(wiring.make_tracker(resolved.study, root, folder, session, say))
             session.callback(tracker.abandon)
+            wording = Wording(_axes([], resolved.study))
             try:
-                with watching(console, resolved.study.objective, quiet, interrupted) as watch:
+                with watching(console, resolved.study.objective, quiet, interrupted, wording) as watch:
                     progress = _sweep(
                         resolved.study, root, pool, tracker, retry_failed, watch, interrupted, say, figures
                     )

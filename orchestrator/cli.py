@@ -586,7 +586,6 @@ def _rm(options: argparse.Namespace) -> int:
 
 def _diff(options: argparse.Namespace) -> int:
     from orchestrator import api
-    from orchestrator.report.results import settings_text
     from orchestrator.report.statistics import Nobody
 
     first, second = options.studies
@@ -594,8 +593,8 @@ def _diff(options: argparse.Namespace) -> int:
     rows = [(name, f"{was} → {now}") for name, was, now in found.facts]
     rows.append(("instances", f"{found.shared} shared"))
     for name, best in zip(options.studies, found.bests, strict=True):
-        told = f"none: {best.why}" if isinstance(best, Nobody) else settings_text(best) or "its one setting"
-        rows.append((f"best of {name}", told))
+        settings = "" if isinstance(best, Nobody) else found.wording.settings(best) or "its one setting"
+        rows.append((f"best of {name}", f"none: {best.why}" if isinstance(best, Nobody) else settings))
     if found.best is not None:
         rows.append(("best − best", f"{_plus_minus(found.best)}, {second} − {first}"))
     if found.same is not None:

@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.plan import duration
-from orchestrator.report.results import settings_text
+from orchestrator.report.values import Wording
 from orchestrator.stopping import ADVICE, Requests
 from orchestrator.sweep import Progress
 
 PLAIN_LINE_SECONDS = 5.0
 RATE_WINDOW_SECONDS = 20.0
+NONE = Wording()
 
 
 class Speed:
@@ -54,16 +55,16 @@ def progress_line(progress: Progress, rate: float | None) -> str:
     return ", ".join(parts)
 
 
-def best_line(progress: Progress, objective: str) -> str:
-    """The best settings so far, or why there are none yet."""
+def best_line(progress: Progress, objective: str, wording: Wording = NONE) -> str:
+    """The best settings so far, as the wording of the study's values has them, or why there are none yet."""
     if progress.best is None or progress.best_score is None:
         return f"best so far: none; {progress.no_best}"
-    return f"best so far: {objective} {progress.best_score:.2f} with {settings_text(progress.best)}"
+    return f"best so far: {objective} {progress.best_score:.2f} with {wording.settings(progress.best)}"
 
 
 @contextmanager
 def watching(
-    console: Console, objective: str, quiet: bool, requests: Requests
+    console: Console, objective: str, quiet: bool, requests: Requests, wording: Wording = NONE
 ) -> Iterator[Callable[[Progress], None]]:
     """A function to be called with the progress often; it shows it as the console allows.
 
@@ -79,7 +80,7 @@ def watching(
 
         def watch(progress: Progress) -> None:
             nonlocal shown
-            shown = _panel(progress, speed.update(progress.generated), objective)
+            shown = _panel(progress, speed.update(progress.generated), objective, wording)
 
         with Live(console=console, refresh_per_second=4, transient=True, get_renderable=panel):
             requests.is_told = True
@@ -88,19 +89,19 @@ def watching(
             finally:
                 requests.is_told = False
     else:
-        yield _plain_lines(console, objective)
+        yield _plain_lines(console, objective, wording)
 
 
-def _panel(progress: Progress, rate: float | None, objective: str) -> Group:
+def _panel(progress: Progress, rate: float | None, objective: str, wording: Wording) -> Group:
     row = Table.grid(padding=(0, 1))
     row.add_row(
         ProgressBar(total=progress.total or 1, completed=progress.images, width=30),
         Text(progress_line(progress, rate)),
     )
-    return Group(row, Text(best_line(progress, objective)))
+    return Group(row, Text(best_line(progress, objective, wording)))
 
 
-def _plain_lines(console: Console, objective: str) -> Callable[[Progress], None]:
+def _plain_lines(console: Console, objective: str, wording: Wording) -> Callable[[Progress], None]:
     speed, shown, last = Speed(), -PLAIN_LINE_SECONDS, -1
 
     def show(progress: Progress) -> None:
@@ -110,7 +111,7 @@ def _plain_lines(console: Console, objective: str) -> Callable[[Progress], None]
         due = time.monotonic() - shown >= PLAIN_LINE_SECONDS or ended
         if due and progress.images != last:
             shown, last = time.monotonic(), progress.images
-            line = f"{progress_line(progress, rate)}; {best_line(progress, objective)}"
+            line = f"{progress_line(progress, rate)}; {best_line(progress, objective, wording)}"
             console.print(Text(line), soft_wrap=True)
 
     return show

@@ -18,7 +18,7 @@ from orchestrator.catalog.parquet import holds_another
 from orchestrator.catalog.patient import reason
 from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.plan import calls_of, domain_text, remembered_rate, surveyed
-from orchestrator.report.results import settings_text
+from orchestrator.report.values import settings_text
 from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.twins import distinct_inputs, spellings, stored_texts, with_distinct_seeds
 from orchestrator.wiring import make_optuna_sampler, raced

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from orchestrator.catalog.ids import Index, firsts, keys
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Freed, free, of_study_alone
-from orchestrator.report.results import Results, TrialResult, value_text
+from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.statistics import Nobody, Ranked, best, ranking
+from orchestrator.report.values import Wording
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, is_study_name, local_root, named_folder
 from search_spaces.errors import InputError, did_you_mean, shown
 from search_spaces.estimates import Estimate, estimate
@@ -114,7 +115,7 @@ class Compared:
     `shared` counts the instances (input, mask, prompt, text, seed) that both have. `best` is the second's best minus
     the first's over these; `same` the mean difference, over instances, of the settings that both tried, of which
     there are `settings`. Each is None where nothing can be paired, or the scorers differ. `bests` are
-    the settings, or why there are none.
+    the settings, or why there are none, `wording` how they are written.
     """
 
     facts: Sequence[tuple[str, str, str]]
@@ -123,6 +124,7 @@ class Compared:
     bests: tuple[Settings | Nobody, Settings | Nobody]
     best: Estimate | None
     same: Estimate | None
+    wording: Wording
 
 
 def diff(first: tuple[Study, Results], second: tuple[Study, Results]) -> Compared:
@@ -143,7 +145,13 @@ def diff(first: tuple[Study, Results], second: tuple[Study, Results]) -> Compare
             between = _paired([(old_best.trial.scores, new_best.trial.scores)], pairs)
         same = _paired([(a.scores, b.scores) for a, b in common], pairs)
     bests = _settings_of(old_best), _settings_of(new_best)
-    return Compared(_facts(old, new), len(pairs), len(common), bests, between, same)
+    return Compared(_facts(old, new), len(pairs), len(common), bests, between, same, _wording(before, after))
+
+
+def _wording(*found: Results) -> Wording:
+    """How the values of all these results are written beside each other."""
+    names = dict.fromkeys(name for each in found for name in each.axes)
+    return Wording({name: [value for each in found for value in each.axes.get(name, ())] for name in names})
 
 
 def _settings_of(found: Ranked | Nobody) -> Settings | Nobody:
@@ -189,7 +197,8 @@ def _facts(old: Study, new: Study) -> list[tuple[str, str, str]]:
         "search": (old.search.strategy, new.search.strategy),
     }
     for name in dict.fromkeys([*old.settings, *new.settings, *old.space.axes, *new.space.axes]):
-        found[name] = _held(old, name), _held(new, name)
+        texts = Wording({name: [*_values(old, name), *_values(new, name)]})
+        found[name] = _held(old, name, texts), _held(new, name, texts)
     return [(name, was, now) for name, (was, now) in found.items() if was != now]
 
 
@@ -197,8 +206,15 @@ def _inputs(study: Study) -> str:
     return "; ".join(f"{item.prompt} ({item.image_name or 'no image'})" for item in study.inputs)
 
 
-def _held(study: Study, name: str) -> str:
+def _values(study: Study, name: str) -> Sequence[Value]:
+    """The values that a study lists for a setting."""
     if name in study.space.axes:
-        points = study.space.axes[name].points()
-        return "a range" if points is None else f"one of {', '.join(map(value_text, points))}"
-    return value_text(study.settings[name]) if name in study.settings else "the model's own"
+        return study.space.axes[name].points() or ()
+    return [study.settings[name]] if name in study.settings else []
+
+
+def _held(study: Study, name: str, texts: Wording) -> str:
+    shown = [texts.in_words(name, value) for value in _values(study, name)]
+    if name in study.space.axes:
+        return f"one of {', '.join(shown)}" if shown else "a range"
+    return shown[0] if shown else "the model's own"

@@ -6,6 +6,7 @@
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, value_text
+from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.standing import part_text
 from orchestrator.report.statistics import (
     Nobody,
@@ -26,11 +27,13 @@ from orchestrator.report.statistics import (
     ranking,
     trial_lookup,
 )
+from orchestrator.report.values import Wording, plain_text, shorten
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.estimates import CONFIDENCE
 from search_spaces.requests import Settings, Value
 
 MOSAIC = 4  # instances in one cell at most
+COLUMN_LABEL, ROW_LABEL = 48, 100  # characters, about, that there is room for
 BEST_TRIALS, BEST_INSTANCES = 12, 8  # rows and columns where the trials form no grid
 
 # all in pixels
@@ -138,8 +141,8 @@ def plan_sheet(results: Results, x: str | None = None, y: str | None = None) -> 
         note=_note(study, cells),
         x=plain_text(axes[0] or ""),
         y=plain_text(axes[1] or ""),
-        columns=tuple(map(_label, columns)),
-        rows=tuple(map(_label, rows)),
+        columns=_labels(results, axes[0], columns, COLUMN_LABEL),
+        rows=_labels(results, axes[1], rows, ROW_LABEL),
         cells=cells,
     )
 
@@ -194,14 +197,18 @@ def _values(results: Results, axis: str | None) -> list[dict[str, Value]]:
     return [{axis: value} for value in results.axes[axis]] if axis is not None else [{}]  # type: ignore[dict-item]
 
 
-def _label(setting: Settings) -> str:
-    return "".join(value_text(value, limit=100) for value in setting.values())
+def _labels(results: Results, axis: str | None, settings: Sequence[Settings], limit: int) -> tuple[str, ...]:
+    """What stands at the columns or rows of an axis; one empty label where there is none."""
+    if axis is None:
+        return ("",) * len(settings)
+    wording = Wording({axis: results.axes[axis]}, limit)
+    return tuple(wording.value(axis, each[axis]) for each in settings)
 
 
 def _grid_title(study: _Study, axes: tuple[str | None, str | None]) -> str:
     title = " × ".join(plain_text(axis) for axis in axes if axis) or plain_text(study.results.study)
     held = {name: value for name, value in study.anchor.items() if name not in axes}
-    return f"{title} at {settings_text(held, limit=40)}" if held else title
+    return f"{title} at {Wording(study.results.axes, limit=40).settings(held)}" if held else title
 
 
 def _note(study: _Study, cells: Sequence[Sequence[Cell]]) -> str:
@@ -249,7 +256,7 @@ def _tile(trial: TrialResult, instance: int) -> Tile:
     if instance in trial.images:
         return Tile(trial.images[instance])
     reason = trial.failures.get(instance)
-    return Tile(None, "not run" if reason is None else f"failed: {value_text(reason, limit=100)}")
+    return Tile(None, "not run" if reason is None else f"failed: {shorten(plain_text(reason), 100)}")
 
 
 def _score_text(study: _Study, trial: TrialResult) -> str:
@@ -294,7 +301,8 @@ def _best_trials(study: _Study) -> Sheet:
 def _trial_label(study: _Study, trial: TrialResult) -> str:
     mark = _mark(study, trial)
     first = f"{_score_text(study, trial)}{f' {mark}' if mark else ''}"
-    return "\n".join([first, *(settings_text({name: value}) for name, value in trial.settings.items())])
+    wording = study.results.wording
+    return "\n".join([first, *(wording.settings({name: value}) for name, value in trial.settings.items())])
 
 
 def _instance_cell(study: _Study, trial: TrialResult, instance: int) -> Cell:
@@ -384,9 +392,9 @@ def _layout(sheet: Sheet, size: tuple[int, int]) -> _Layout:
     label_font = _font(_between(9, column_width // 8, 15))
     trials = any("\n" in row for row in sheet.rows)
     row_lines = 14 if trials else max(1, (height + CAPTION) // _line_height(label_font))
-    row_labels = tuple(_wrap(row, label_font, label_width - GAP, row_lines) for row in sheet.rows)
+    row_labels = _apart(sheet.rows, lambda row: _wrap(row, label_font, label_width - GAP, row_lines))
     tallest = max(map(len, row_labels)) * _line_height(label_font)
-    column_labels = tuple(_wrap(column, label_font, column_width, 3) for column in sheet.columns)
+    column_labels = _apart(sheet.columns, lambda column: _wrap(column, label_font, column_width, 3))
     head_lines = bool(sheet.x or sheet.y) + (max(map(len, column_labels)) if any(sheet.columns) else 0)
     return _Layout(
         tile=tile,
@@ -570,6 +578,17 @@ def _wrap(text: str, font: Font, width: float, most: int) -> tuple[str, ...]:
     if len(lines) > most:
         lines = [*lines[: most - 1], f"{lines[most - 1]}…"]
     return tuple(_fit(line, font, width) for line in lines)
+
+
+def _apart(labels: Sequence[str], wrap: Callable[[str], tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """The labels as they are drawn; those that come out alike, as of letters that the font lacks, are numbered."""
+    drawn = [wrap(label) for label in labels]
+    alike = Counter(drawn)
+    numbered = (
+        (f"{place}: {label}", lines)
+        for place, (label, lines) in enumerate(zip(labels, drawn, strict=True), 1)
+    )
+    return tuple(lines if alike[lines] == 1 else wrap(label) for label, lines in numbered)
 
 
 def _pieces(text: str, font: Font, width: float) -> Iterator[str]:

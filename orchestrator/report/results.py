@@ -1,8 +1,10 @@
-"""What a study found, as plain data: the one input of every report; and how a report writes a value."""
+"""What a study found, as plain data: the one input of every report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from orchestrator.report.values import Wording
 from orchestrator.session import Ended, Extent
 from search_spaces.objectives import Constraint, Direction
 from search_spaces.requests import Settings
@@ -71,6 +73,11 @@ class Results:
         """The study's own number of each instance."""
         return self.numbers or range(self.instances)
 
+    @cached_property
+    def wording(self) -> Wording:
+        """How the values of the swept settings are written, so that different ones can be told apart."""
+        return Wording(self.axes)
+
     @property
     def is_partial(self) -> bool:
         """Whether these are known to be the results of a part of the study."""
@@ -83,36 +90,3 @@ class Results:
             return False
         own = next((trial for trial in self.trials if trial.number == self.baseline), None)
         return own is None or len(own.scores.keys() | own.failures.keys()) < self.instances
-
-
-def shorten(text: str, limit: int) -> str:
-    """The text in at most `limit` ≥ 3 characters: … stands for the middle; prompts differ at both ends."""
-    if len(text) <= limit:
-        return text
-    tail = (limit - 1) // 2
-    return f"{text[: limit - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
-
-
-def plain_text(text: str) -> str:
-    """One line that any terminal or font can take: runs of white space become a space, unprintables a ?."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-
-
-def value_text(value: object, limit: int = 60) -> str:
-    """A setting's value as a table shows it, in at most `limit` characters: 5, 7.38291, none, cartoon, ""."""
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
-    text = plain_text(str(value))
-    return shorten(text, limit) if text else '""'
-
-
-def settings_text(settings: Settings, limit: int = 60) -> str:
-    """Settings as a sentence names them: guidance_scale 5, negative_prompt 'cartoon'."""
-    return ", ".join(f"{name} {_quoted(value, limit)}" for name, value in settings.items())
-
-
-def _quoted(value: object, limit: int) -> str:
-    text = value_text(value, limit)
-    return f"'{text}'" if isinstance(value, str) and text != '""' else text

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from orchestrator.report.results import Results, settings_text
+from orchestrator.report.results import Results
 from orchestrator.report.statistics import Nobody, best, complete_scores, ranking
 from orchestrator.session import Ended
 
@@ -43,8 +43,9 @@ def best_text(results: Results) -> str:
     else:
         half = found.score.half_width
         score = f"{found.score.mean:.4g}" + ("" if half is None else f" ± {half:.2g}")
+        named = results.wording.settings(found.trial.settings) or "no swept settings"
         word = "best so far:" if results.is_partial else "best"
-        told = f"{word} {results.objective} {score}: {settings_text(found.trial.settings)}"
+        told = f"{word} {results.objective} {score}: {named}"
     failed = sum(len(trial.failures) for trial in results.trials)
     ends = [f"{_count(failed, 'image')} failed" if failed else None, part]
     return "; ".join([told, *filter(None, ends)])

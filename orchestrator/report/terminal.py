@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.copies import copies_text
-from orchestrator.report.results import Results, TrialResult, plain_text, settings_text, value_text
+from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.standing import part_text
 from orchestrator.report.statistics import (
     Nobody,
@@ -32,6 +32,7 @@ from orchestrator.report.statistics import (
     validation,
     where_steps_stop_paying,
 )
+from orchestrator.report.values import Wording, plain_text, shorten, value_text
 from search_spaces.estimates import CONFIDENCE
 
 WIDTH = 80  # columns that every terminal has
@@ -74,14 +75,14 @@ def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
         yield from _left_sentence(results, ranked[0].trial, name)
     verdict = where_steps_stop_paying(results)
     if verdict:
-        yield steps_sentence(verdict)
+        yield steps_sentence(verdict, results.wording)
 
 
 def winner_sentence(results: Results, ranked: Sequence[Ranked]) -> str:
     """Who won, by what score, and how many others cannot be told apart; `ranked` is not empty and has a best."""
     leader, others = ranked[0], ranked[1:]
     places = decimals([entry.score for entry in ranked])
-    named = settings_text(leader.trial.settings) or "no swept settings"
+    named = results.wording.settings(leader.trial.settings) or "no swept settings"
     score = f"{plain_text(results.objective)} {estimate_text(leader.score, places)}"
     word = "best so far" if results.is_partial else "best"
     claim = f"{word}: {named}: {score} over {_count(results.instances, 'instance')}"
@@ -108,7 +109,7 @@ def _baseline_sentence(results: Results, leader: TrialResult, name: str) -> Iter
     baseline = next((trial for trial in results.trials if trial.number == results.baseline), None)
     if baseline is None:
         return
-    named = settings_text(baseline.settings) or "no swept settings"
+    named = results.wording.settings(baseline.settings) or "no swept settings"
     if baseline is leader:
         yield f"baseline: the model's own settings, {named}, are the {name}"
         return
@@ -130,7 +131,7 @@ def _validation_sentences(results: Results, leader: TrialResult) -> Iterator[str
             if item.trial is leader
             else "baseline"
             if item.trial.number == results.baseline
-            else settings_text(item.trial.settings)
+            else results.wording.settings(item.trial.settings)
         )
         line = f"validated: {who}: {estimate_text(item.score, places)}"
         if item.gain is not None:
@@ -154,7 +155,7 @@ def _left_sentence(results: Results, leader: TrialResult, name: str) -> Iterator
         )
 
 
-def steps_sentence(verdict: StepsVerdict) -> str:
+def steps_sentence(verdict: StepsVerdict, wording: Wording) -> str:
     """Where steps stop paying: the gain of each number of steps over the one before, and the verdict."""
     gains = [value.gain for value in verdict.values if value.gain]
     places = decimals(gains)
@@ -168,7 +169,7 @@ def steps_sentence(verdict: StepsVerdict) -> str:
         end = f"still paying at {value_text(verdict.enough)}, the most that was tried"
     else:
         end = f"no gain beyond {value_text(verdict.enough)} is certain"
-    at = f" at {settings_text(verdict.at)}" if verdict.at else ""
+    at = f" at {wording.settings(verdict.at)}" if verdict.at else ""
     return f"steps: {path}{at}; {end}"
 
 
@@ -212,7 +213,7 @@ def _table(results: Results, ranked: Sequence[Ranked], top: int) -> Table:
     scores = [*scores, *_other_columns(results, shown)]
     columns = [ranks, *_axis_columns(results, shown), *scores, marks]
     if sum(column.least_width + 2 for column in columns) > WIDTH:
-        settings = [settings_text(entry.trial.settings) for entry in shown]
+        settings = [results.wording.settings(entry.trial.settings) for entry in shown]
         columns = [ranks, _Column("settings", settings, words=True), *scores, marks]
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -228,7 +229,7 @@ def _axis_columns(results: Results, shown: Sequence[Ranked]) -> list[_Column]:
     columns = []
     for name in results.axes:
         settings = [entry.trial.settings for entry in shown]
-        cells = [value_text(one[name]) if name in one else "" for one in settings]
+        cells = [results.wording.value(name, one[name]) if name in one else "" for one in settings]
         words = any(isinstance(one.get(name), str) for one in settings)
         columns.append(_Column(_header(name), cells, words))
     return columns
@@ -305,7 +306,10 @@ def _remarks(results: Results) -> Iterator[str]:
     reasons = Counter(reason for trial in failed for reason in sorted(set(trial.failures.values())))
     yield from _first(
         "failed",
-        [f"{value_text(reason, 120)} ({_count(n, 'setting')})" for reason, n in reasons.most_common()],
+        [
+            f"{shorten(plain_text(reason), 120)} ({_count(n, 'setting')})"
+            for reason, n in reasons.most_common()
+        ],
     )
     yield from _first("inert", [plain_text(line) for line in results.inert])
     yield from _first("cannot run", [plain_text(line) for line in results.infeasible])

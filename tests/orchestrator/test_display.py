@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.display import Speed, best_line, progress_line, watching
+from orchestrator.report.values import Wording
 from orchestrator.stopping import Requests
 from orchestrator.sweep import Progress
 
@@ -41,6 +42,12 @@ def test_a_line_says_what_is_done_and_left() -> None:
     assert progress_line(progress, 4.0) == "40/100 images, 4.0 images/s, 15 s left, 3 failed"
     assert progress_line(Progress(images=7), None) == "7 images"
     assert best_line(Progress(), "clip_score") == "best so far: none; no setting is judged in full"
+    long = {"prompt": ["a" * 80 + "x" + "a" * 80, "a" * 80 + "y" + "a" * 80]}
+    lines = {
+        best_line(Progress(best={"prompt": prompt}, best_score=1.0), "clip_score", Wording(long))
+        for prompt in long["prompt"]
+    }
+    assert len(lines) == 2
     behind = Progress(no_best="nothing judged so far beats the baseline")
     assert best_line(behind, "clip_score") == "best so far: none; nothing judged so far beats the baseline"
     best = best_line(Progress(best={"guidance_scale": 5.0}, best_score=31.456), "clip_score")

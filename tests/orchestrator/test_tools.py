@@ -17,19 +17,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator import api, cli, images
+from orchestrator import api, cli, images, studies
 from orchestrator.catalog.expressions import condition
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
 from orchestrator.exports import rows_of
 from orchestrator.pool import InProcessPool
+from orchestrator.report.results import Results
 from orchestrator.report.script import script
 from orchestrator.rescoring import rescore
 from orchestrator.study_folder import StudyFolder, local_root
 from orchestrator.sweep import Progress, sweep
 from orchestrator.tracking import NullTracker
+from search_spaces.domains import Choices, Domain
 from search_spaces.errors import InputError
 from search_spaces.requests import ImageRequest, Value
+from search_spaces.space import Space
 from search_spaces.study import Study
 from tests.orchestrator.studies import fake_worker, grid, small_study
 from workers.pipelines.fake import FakePipeline
@@ -97,6 +100,22 @@ def test_rm_frees_what_no_other_study_uses(root: str, capsys: pytest.CaptureFixt
     with pytest.raises(InputError, match="there is no study 'old'"):
         api.results("old", root)
     assert api.check(root).is_well
+
+
+def test_diff_tells_values_apart_that_look_alike() -> None:
+    def facts(negative: tuple[Value, ...]) -> tuple[Study, Results]:
+        axes: dict[str, Domain] = {"negative_prompt": Choices(values=negative)}
+        study = small_study().model_copy(update={"space": Space(axes=axes)})
+        results = Results("s", "clip_score", 1, {"negative_prompt": negative}, [], lambda _: None, [], [])
+        return study, results
+
+    for one, other, told in (
+        (("a cat",), ("a  cat",), "one of 'a cat' → one of \"a  cat\""),
+        ((None,), ("none",), 'one of none → one of "none"'),
+        (("a", "b"), ("a, b",), "one of 'a', 'b' → one of 'a, b'"),
+    ):
+        found = {name: f"{was} → {now}" for name, was, now in studies.diff(facts(one), facts(other)).facts}
+        assert found == {"negative_prompt": told}
 
 
 def test_diff(root: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from orchestrator.report.contact_sheet import (
     LONGEST_SIDE,
     Cell,
     Tile,
+    _layout,
     contact_sheet,
     draw_sheet,
     plan_sheet,
@@ -395,6 +396,22 @@ class TestTexts:
     )
     def test_unusual_text_can_be_drawn(self, text: str) -> None:
         contact_sheet(grid({"negative_prompt": [text, "x"]}, lambda _: 0.0), flat((16, 16)), title=text)
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            ["cat", "Cat", " cat", "cat ", "a cat", "a  cat", None, "none", "5", ""],
+            ["\u732b", "\u72ac", "\u9ce5"],
+            ["caf\u00e9", "cafe", "cafe\u0301"],
+            [f"{'a very long prompt, ' * 9}{end}{', oil on canvas' * 9}" for end in ("red", "blue", "grey")],
+        ],
+    )
+    @pytest.mark.parametrize("axis", ["x", "y"])
+    def test_labels_of_different_values_are_drawn_differently(self, values: list[Value], axis: str) -> None:
+        sheet = plan_sheet(grid({"p": values, "g": [1, 2]}, lambda _: 1.0), **{axis: "p"})
+        layout = _layout(sheet, (64, 64))
+        labels = layout.column_labels if axis == "x" else layout.row_labels
+        assert len(set(labels)) == len(values)
 
 
 class TestLimits:
