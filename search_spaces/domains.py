@@ -1,6 +1,7 @@
 """What one setting may be: a list of values, or a range of numbers."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
@@ -86,11 +87,16 @@ def spellings(domain: Domain, value: Value) -> list[Value]:
     if isinstance(domain, Choices):
         same = (each for each in domain.values if isinstance(value, bool) == isinstance(each, bool))
         return [each for each in same if each == value]
-    points = domain.points()
-    if not spans(domain, value) or not (points is None or value in points):
+    if not spans(domain, value):
         return []
     assert isinstance(value, int | float)
-    return [int(value) if isinstance(domain, IntRange) else float(value)]
+    if isinstance(domain, IntRange):
+        return [int(value)] if value in domain.points() else []
+    if domain.step is None:
+        return [float(value)]
+    points = _lattice(domain.low, domain.high, domain.step)
+    place = bisect_left(points, value)
+    return [each for each in points[place : place + 1] if each == value]
 
 
 def spans(domain: Domain, value: Value) -> bool:

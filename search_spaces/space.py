@@ -243,7 +243,7 @@ class Judge:
         says "", and whoever looks for the file's values would miss them.
         """
         own = dict(swept)
-        for name in self.axes.keys() & swept.keys():
+        for name in [name for name in self.axes if name in own]:
             same = spellings(self.axes[name], own[name]) or self._twins(own, name)
             able = (value for value in same if self.obstacle({**own, name: value}) is None)
             if same:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from search_spaces.domains import Choices, Domain, FloatRange, IntRange, offers, spans
+from search_spaces.domains import Choices, Domain, FloatRange, IntRange, offers, spans, spellings
 from search_spaces.requests import Value
 from tests.search_spaces.examples import law
 
@@ -137,3 +137,31 @@ def test_a_domain_survives_json(domain: Domain) -> None:
     before, after = domain.points(), again.points()
     assert (before is None) == (after is None)
     assert [(type(v), v) for v in before or ()] == [(type(v), v) for v in after or ()]
+
+
+@given(
+    st.one_of(
+        st.builds(
+            lambda low, n: IntRange(low=low, high=low + n, step=2), st.integers(-3, 3), st.integers(1, 9)
+        ),
+        st.builds(
+            lambda n, step: FloatRange(low=0.1, high=0.1 + n, step=step),
+            st.floats(0.1, 9),
+            st.floats(0.05, 2),
+        ),
+        st.lists(st.integers(0, 3) | st.sampled_from([True, None, "", "7", 2.0]), min_size=1, max_size=4).map(
+            lambda values: Choices(values=tuple(values))
+        ),
+    ),
+    st.integers(0, 9) | st.floats(0, 9) | st.sampled_from([True, None, "", "7"]),
+)
+@law
+def test_a_domain_spells_what_it_offers_and_nothing_else(domain: Domain, other: Value) -> None:
+    points = list(domain.points() or ())
+    for value in points:
+        found = spellings(domain, value)
+        assert found
+        assert all(each in points and each == value for each in found)
+        assert {type(each) for each in found} <= {type(each) for each in points}
+    if not any(other == each and isinstance(other, bool) == isinstance(each, bool) for each in points):
+        assert spellings(domain, other) == []
