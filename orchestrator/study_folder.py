@@ -16,11 +16,10 @@ from typing import TextIO
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
-from pydantic import ValidationError
 
 from orchestrator.budget import Spent
 from orchestrator.session import Session, from_json
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, shown
 from search_spaces.requests import Settings
 from search_spaces.study import Study, difference
 from search_spaces.study_file import NAME
@@ -90,12 +89,15 @@ class StudyFolder:
         if not path.exists():
             return None
         try:
-            return Study.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
+            study = Study.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"{path} cannot be read as a pinned study of this version ({type(error).__name__}); "
                 "move the folder away or give the study another name"
             ) from None
+        if not is_study_name(study.name):  # which becomes a path
+            raise InputError(f"{path}: {shown(study.name)} is not the name of a study; move the folder away")
+        return study
 
     def check_continues(self, study: Study, source: str) -> None:
         """Raise InputError, naming the difference, where the folder belongs to another study."""

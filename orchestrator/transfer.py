@@ -7,6 +7,7 @@ SHA-256 in the last line.
 import base64
 import hashlib
 import io
+import logging
 import shutil
 import tarfile
 import tempfile
@@ -20,11 +21,14 @@ import pyarrow.compute as pc
 
 from orchestrator.catalog.ids import firsts, keys
 from orchestrator.catalog.schema import SCHEMAS
-from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.tables import Tables, is_whole
+from orchestrator.catalog.validity import valid
 from orchestrator.study_folder import StudyFolder
 from search_spaces.errors import InputError
 from search_spaces.study import difference
 from workers.atomic_files import write_file
+
+_log = logging.getLogger(__name__)
 
 LINE_BYTES = 12_000
 """Of the tar file in one line: the log server hands out about 20,000 characters at a time."""
@@ -160,7 +164,7 @@ def unpack(parcel: BinaryIO, study: str, root: str) -> tuple[Path, int]:
         for path in sorted((Path(scratch) / "rows").glob("*.arrow")):
             table = path.stem.partition("-")[2]
             with pa.ipc.open_stream(path.read_bytes()) as reader:
-                rows = _new(tables, table, reader.read_all())
+                rows = _new(tables, table, _sound(table, reader.read_all()))
             if rows.num_rows:
                 tables.write(table, rows)
                 images += rows.num_rows if table == "images" else 0
@@ -183,6 +187,23 @@ def _check_same(sent: StudyFolder, folder: StudyFolder, root: str) -> None:
     if changed or theirs.token != ours.token:
         why = changed or "it was begun on its own"
         raise InputError(f"{root} has another study named {ours.name!r} ({why}); give another --into")
+
+
+def _sound(table: str, rows: pa.Table) -> pa.Table:
+    """The rows that arrived which are rows of the table, with the pictures that were stored; others are named."""
+    good = valid(table, rows)
+    if table == "images":
+        told = zip(rows["image"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
+        whole = [image is None or is_whole(image["bytes"], sha256) for image, sha256 in told]
+        good = pc.and_(good, pa.chunked_array([pa.array(whole, pa.bool_())]))
+    lost = rows.num_rows - (pc.sum(good).as_py() or 0)
+    if lost:
+        _log.warning(
+            "%s of %s rows of %s that arrived are damaged there, and were left out; `latentsweep catalog repair` "
+            "on the cluster puts them aside",
+            *(lost, rows.num_rows, table),
+        )
+    return rows.filter(good)
 
 
 def _new(tables: Tables, table: str, rows: pa.Table) -> pa.Table:

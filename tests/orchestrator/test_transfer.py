@@ -10,7 +10,9 @@ import pytest
 from orchestrator import on_cluster
 from orchestrator.catalog.frames import joined
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.schema import SCHEMAS
 from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.upkeep import check
 from orchestrator.pool import InProcessPool
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import sweep
@@ -167,3 +169,27 @@ def test_an_absolute_name_leads_nowhere(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     assert unpack(tar_with(str(outside)), "small", str(tmp_path / "in" / "here"))[1] == 0
     assert not outside.exists()
+
+
+def test_what_is_damaged_there_does_not_arrive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A picture that changed, and a row that is none: here all would count as written by this program."""
+    run(tmp_path / "there")
+    tables = Tables(tmp_path / "there")
+    row = dict.fromkeys(SCHEMAS["scores"].names) | {
+        "scorer": "clip_score/fake@1",
+        "text": "",
+        "value": float("nan"),
+    }
+    image_id = tables.read("trials", ["study", "image_id"])["image_id"][0].as_py()
+    tables.append("scores", [row | {"image_id": image_id}])
+    stored = tables.png(image_id)
+    (path,) = (p for p in (tmp_path / "there" / "catalog" / "images").iterdir() if stored in p.read_bytes())
+    path.write_bytes(path.read_bytes().replace(stored, stored[:-20] + b"x" + stored[-19:]))
+    bring(parcel(tmp_path / "there"), tmp_path / "here")
+    assert "1 of 16 rows of scores that arrived are damaged there" in caplog.text
+    assert "1 of 15 rows of images that arrived are damaged there" in caplog.text
+    here = Tables(tmp_path / "here")
+    assert image_id not in here.read("images", ["image_id", "status"])["image_id"].to_pylist()
+    health = check(here)
+    assert [health.wrong, health.unreadable] == [{}, {}]
+    assert health.without_picture == 1

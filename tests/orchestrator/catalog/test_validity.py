@@ -14,6 +14,8 @@ from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import check, repair
 from orchestrator.catalog.validity import CHECKED, RULES, problem, strangers, valid
 from orchestrator.studies import studies
+from orchestrator.study_folder import named_folder
+from search_spaces.errors import InputError
 from tests.orchestrator.catalog.test_contract import STUDY
 from tests.orchestrator.catalog.test_damage import parts, root, told
 
@@ -177,3 +179,25 @@ def test_strangers_are_fewer_than_those_at_home(rows: list[tuple[str, str]]) -> 
         for names in at_home:
             counted = [kept for of, kept in rows if of == study]
             assert all(counted.count(names) >= counted.count(other) for other in counted)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"\xff\xfe{", "cannot be read as a pinned study"),
+        (b"{", "cannot be read as a pinned study"),
+        (
+            STUDY.model_copy(update={"name": "../escaped"}).model_dump_json().encode(),
+            "is not the name of a study",
+        ),
+    ],
+)
+def test_a_folder_with_a_damaged_or_foreign_study_is_a_sentence_and_bricks_no_other(
+    root: Path, content: bytes, why: str
+) -> None:
+    for name in ("foreign", "not a name"):
+        (root / "studies" / name).mkdir(parents=True)
+        (root / "studies" / name / "study.json").write_bytes(content)
+    with pytest.raises(InputError, match=why):
+        named_folder("foreign", str(root)).pinned()
+    assert [listed.study for listed in studies(str(root))] == ["foreign", STUDY.name]
