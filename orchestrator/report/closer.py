@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.report.results import Results
+from orchestrator.report.standing import part_text
 from orchestrator.report.statistics import Nobody, best, ranking
 from search_spaces import study_file
 from search_spaces.domains import Domain
@@ -41,7 +42,9 @@ def closer_study(study: Study, text: str, results: Results, inputs: Path, folder
     validated = document.get("search", {}).get("validate", 0)
     document["search"] = {"strategy": "halving" if races else "grid", "validate": validated}
     document.pop("exclude", None)
-    made = f"# Closer around the best of {study.name}.\n" + study_file.dump(document)
+    part = part_text(results)
+    best_of = f"best so far of {study.name}, {part}" if part else f"best of {study.name}"
+    made = f"# Closer around the {best_of}.\n" + study_file.dump(document)
     try:
         study_file.parse(made, "the closer study file")
     except InputError as error:

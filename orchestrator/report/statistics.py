@@ -108,6 +108,9 @@ class Nobody:
     why: str
 
 
+_FIRST = "settings of the largest mean on the instances that both have"
+
+
 def best(results: Results, ranked: Sequence[Ranked]) -> Ranked | Nobody:
     """Who may be called the best: the leader of `ranked`, the results' `ranking`, or nobody.
 
@@ -124,14 +127,13 @@ def best(results: Results, ranked: Sequence[Ranked]) -> Ranked | Nobody:
         return leader  # which is not below the baseline, or that breaks a constraint
     if baseline is None or gains is None:
         return Nobody("the baseline is not judged yet") if results.awaits_baseline else leader
-    if all(gain.below_zero for gain in gains):
-        if all(_trails(entry.trial, baseline, results) for entry in ranked):
-            return Nobody(f"nothing judged{' so far' if results.is_partial else ''} beats the baseline")
-        return Nobody(
-            "the baseline certainly beats the settings of the largest mean on the instances that both have"
-        )
+    certainly = all(gain.below_zero for gain in gains)
+    if certainly and all(_trails(entry.trial, baseline, results) for entry in ranked):
+        return Nobody(f"nothing judged{' so far' if results.is_partial else ''} beats the baseline")
+    if certainly:
+        return Nobody(f"the baseline certainly beats the {_FIRST}")
     if _trails(leader.trial, baseline, results) and not baseline.failures:
-        return Nobody("the baseline is ahead of the others and is not judged in full yet")
+        return Nobody(f"the baseline is ahead of the {_FIRST}, and is not judged in full yet")
     return leader
 
 

@@ -69,9 +69,9 @@ def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
     elif ranked:
         yield winner_sentence(results, ranked)
     if ranked:
-        name = "best" if isinstance(winner, Ranked) else "first in the table"
+        name = "best" if isinstance(winner, Ranked) else "first"
         yield from _baseline_sentence(results, ranked[0].trial, name)
-        yield from _validation_sentences(results, ranked[0].trial)
+        yield from _validation_sentences(results, ranked[0].trial, name)
         yield from _left_sentence(results, ranked[0].trial, name)
     verdict = where_steps_stop_paying(results)
     if verdict:
@@ -121,13 +121,13 @@ def _baseline_sentence(results: Results, leader: TrialResult, name: str) -> Iter
         )
 
 
-def _validation_sentences(results: Results, leader: TrialResult) -> Iterator[str]:
+def _validation_sentences(results: Results, leader: TrialResult, name: str) -> Iterator[str]:
     """What the best few and the baseline came to on fresh instances."""
     found = validation(results)
     places = decimals([item.score for item in found])
     for item in found:
         who = (
-            "best of the search"
+            f"{name} of the search"
             if item.trial is leader
             else "baseline"
             if item.trial.number == results.baseline

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.report.closer import closer_space
+from orchestrator.report.closer import closer_space, closer_study
 from orchestrator.report.contact_sheet import plan_sheet
 from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.standing import best_text, part_text
@@ -20,6 +21,7 @@ from orchestrator.session import Ended, Extent
 from search_spaces.domains import Choices
 from search_spaces.errors import InputError
 from search_spaces.estimates import paired_difference
+from tests.orchestrator.studies import small_study
 
 Scores = Mapping[int, float] | Sequence[float]
 
@@ -49,6 +51,12 @@ def report(results: Results) -> str:
 BEATEN = study([80.0, 82.0], [20.0, 21.0, 22.0], [10.0, 11.0, 12.0])
 AHEAD = study([10.0, 11.0], [20.0, 21.5, 22.0], [5.0, 6.0, 7.0])
 
+AHEAD_OF_TEXTS = replace(
+    AHEAD,
+    trials=[replace(trial, settings={**trial.settings, "negative_prompt": ""}) for trial in AHEAD.trials],
+    axes={**AHEAD.axes, "negative_prompt": [""]},
+)
+
 
 class TestWhoMayWin:
     def test_what_is_certainly_below_the_baseline_is_never_the_best(self) -> None:
@@ -61,7 +69,10 @@ class TestWhoMayWin:
 
     def test_one_shared_instance_is_no_certainty_but_enough_to_name_nobody(self) -> None:
         found = winner(study([80.0], [20.0, 21.0, 22.0]))
-        assert found == "the baseline is ahead of the others and is not judged in full yet"
+        assert found == (
+            "the baseline is ahead of the settings of the largest mean on the instances that both have, "
+            "and is not judged in full yet"
+        )
 
     def test_a_baseline_without_any_image_is_awaited_where_the_study_goes_on(self) -> None:
         waits = study([], [20.0, 21.0, 22.0])
@@ -169,13 +180,29 @@ class TestWords:
         assert best_text(BEATEN).startswith(f"no best settings yet: {why}; 2 of 6 settings")
         said = report(BEATEN)
         assert f"best: none yet: {why}" in said
-        assert "first in the table − baseline -60.5" in said
+        assert "first − baseline -60.5" in said
         assert not any(word in said.split() for word in ("best", "tied"))
         sheet = plan_sheet(BEATEN)
         assert f"No best yet: {why}. So far 2 of 6" in sheet.note
         assert not any(cell.mark or cell.star for row in sheet.cells for cell in row)
         with pytest.raises(InputError, match=f"study cat has no best settings yet: {why}; let it run on"):
             closer_space(BEATEN, {"guidance_scale": Choices(values=(1.0, 2.0, 3.0))})
+
+    def test_a_study_file_around_the_best_so_far_says_so(self, tmp_path: Path) -> None:
+        text = (
+            "study: small\nmodel: toyworld\ninputs: [{prompt: a cat}]\nspace: {guidance_scale: [1, 2, 3]}\n"
+        )
+        made = closer_study(small_study(guidance=(1.0, 2.0, 3.5)), text, AHEAD_OF_TEXTS, tmp_path, tmp_path)
+        part = "2 of 6 settings judged in full, 8 of 18 images; stopped by Ctrl-C"
+        assert made.startswith(f"# Closer around the best so far of small, {part}.\n")
+        whole = closer_study(
+            small_study(guidance=(1.0, 2.0, 3.5)),
+            text,
+            replace(AHEAD_OF_TEXTS, ended="finished"),
+            tmp_path,
+            tmp_path,
+        )
+        assert whole.startswith("# Closer around the best of small.\n")
 
     def test_a_baseline_that_is_the_best_so_far_is_named_so(self) -> None:
         said = report(study([80.0, 81.0, 82.0], [20.0, 21.0, 22.0]))
