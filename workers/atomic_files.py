@@ -57,10 +57,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield aside
         if target.exists():
             shutil.copymode(target, aside)
-        for folder, _, files in os.walk(aside, topdown=False):
-            for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+        os.sync()  # at once: one by one 4,000 small files take seconds
+        _sync(aside)
         aside.rename(target)
     _sync(target.parent)
 

@@ -279,7 +279,9 @@ class Tables:
         Raises FileNotFoundError where it is gone, DamagedPartError where it proves to be damaged, OSError where the
         filesystem fails.
         """
-        parts = self.parts(table)
+        parts = (
+            self._parts if path in self._parts else self.parts(table)
+        )  # a listing for each of many parts is slow
         if path not in parts:
             raise FileNotFoundError(2, "the part file is gone", path)
 

@@ -30,9 +30,9 @@ SWEPT: list[Settings] = [
         "width": 16,
     },
     {"padding_mask_crop": 8, "use_karras_sigmas": False, "eta": 0.5, "sigma": 0.5, "odd": True, "width": 24},
-    {"padding_mask_crop": 8, "use_karras_sigmas": None, "sigma": 2, "odd": None, "width": 8},
+    {"padding_mask_crop": 8, "use_karras_sigmas": None, "eta": None, "sigma": 2, "odd": None, "width": 8},
 ]
-"""Settings with and without a column in `images`, of one type and of several, a picture's size, and one left out."""
+"""Settings with and without a column in `images`, of one type and of several, and a picture's size."""
 
 COLUMNS = {
     "padding_mask_crop": (pa.int64(), [None, 8, 8]),
