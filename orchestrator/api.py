@@ -10,10 +10,10 @@ Every function takes `root`, the folder or object-store prefix that holds catalo
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,11 @@ from orchestrator import comet_study, resolving, stopping, wiring
 from orchestrator import studies as studies_module
 from orchestrator.catalog import upkeep
 from orchestrator.catalog.frames import joined
-from orchestrator.catalog.parquet import ParquetCatalog, past_trials, trial_rows
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.patient import Patient, reason
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Health
+from orchestrator.copied import copied, image_ids
 from orchestrator.display import watching
 from orchestrator.images import Reproduced, Shown, reproduce, show
 from orchestrator.metrics import MeasuredCatalog, MeasuredPool, MeasuredTracker, Metrics
@@ -47,7 +48,7 @@ from orchestrator.plan import (
 from orchestrator.pool import Pool
 from orchestrator.report.closer import closer_study
 from orchestrator.report.contact_sheet import contact_sheet
-from orchestrator.report.copies import Seen, copies, counted_once
+from orchestrator.report.copies import counted_once
 from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.standing import best_text
 from orchestrator.report.values import Wording
@@ -65,8 +66,7 @@ from search_spaces import study_file as study_files
 from search_spaces.artifacts import check_alias, check_artifact_name
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.models import PIXEL_SCORERS
-from search_spaces.objectives import GPU_SECONDS
-from search_spaces.requests import Failed, Outcome, Role, Scored, Settings, Value
+from search_spaces.requests import Failed, Scored, Settings, Value
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
 from workers.atomic_files import new_file, write_file
@@ -411,7 +411,7 @@ def _results(
     found = surveyed(pinned) if pinned else None
     tried = len(past)
     past = of_this_space(past, pinned, found) if pinned else past
-    images = _image_ids(tables, name, "search")
+    images = image_ids(tables, name, "search")
     numbers = {_candidate(pinned, trial.settings): trial.number for trial in past}
     fresh = len(pinned.validation_instances) if pinned else 0
     whole = Results(
@@ -464,7 +464,8 @@ def _results(
         signal=session.signal if session else "",
         has_baseline=pinned is not None and pinned.judge.obstacle(pinned.baseline) is None,
     )
-    return _without_copies(whole, past, tables)
+    same = copied(tables, name, past, instances)
+    return counted_once(whole, same, copied(tables, name, past, fresh, "validate"))
 
 
 def _objective(past: Sequence[PastTrial]) -> str:
@@ -474,57 +475,6 @@ def _objective(past: Sequence[PastTrial]) -> str:
 
 def _candidate(pinned: Study | None, settings: Settings) -> object:
     return pinned.judge.candidate(settings) if pinned else tuple(sorted(settings.items(), key=str))
-
-
-def _without_copies(found: Results, past: Sequence[PastTrial], tables: Tables) -> Results:
-    """The results with each instance that draws what another draws counted once with it."""
-    pixels = cache(partial(_pixels, tables))
-
-    def same(one: str, other: str) -> bool:
-        return pixels(one) is not None and pixels(one) == pixels(other)
-
-    def alike(role: Role, outcomes: Sequence[Mapping[int, Outcome]], instances: int) -> dict[int, int]:
-        images = _image_ids(tables, found.study, role)
-        seen = []
-        for trial, told in zip(past, outcomes, strict=True):
-            ids = images.get(trial.number, {})
-            seen.append(
-                {
-                    i: _seen(ids[i], o)
-                    for i, o in told.items()
-                    if isinstance(o, Scored) and i < instances and i in ids
-                }
-            )
-        return copies([row for row in seen if row], same)
-
-    in_search = alike("search", [trial.outcomes for trial in past], found.instances)
-    in_validation = alike("validate", [trial.validation for trial in past], found.fresh)
-    return counted_once(found, in_search, in_validation)
-
-
-def _seen(image_id: str, outcome: Scored) -> Seen:
-    """A picture as the report compares it: how long it took says nothing of what it shows."""
-    return Seen(image_id, {name: value for name, value in outcome.scores.items() if name != GPU_SECONDS})
-
-
-def _pixels(tables: Tables, image_id: str) -> str | None:
-    """A hash of a stored picture's pixels, without what is written beside them; None where it cannot be read."""
-    from workers.inputs import pixel_hash
-    from workers.png import decode_png
-
-    try:
-        return pixel_hash(decode_png(tables.png(image_id)))
-    except (KeyError, OSError, ValueError, SyntaxError):
-        return None
-
-
-def _image_ids(tables: Tables, study: str, role: Role) -> dict[int, dict[int, str]]:
-    """Trial → instance → image_id of the pictures that were scored in a role."""
-    where = (pa.compute.field("state") == "scored") & (pa.compute.field("role") == role)
-    ids: dict[int, dict[int, str]] = {}
-    for row in trial_rows(tables, study, ["trial", "instance", "image_id"], where).to_pylist():
-        ids.setdefault(row["trial"], {})[row["instance"]] = row["image_id"]
-    return ids
 
 
 def _axes(past: Sequence[PastTrial], pinned: Study | None) -> dict[str, list[Value]]:

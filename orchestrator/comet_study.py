@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from orchestrator.catalog.parquet import past_trials
 from orchestrator.catalog.tables import Tables
+from orchestrator.copied import copied, scored_once
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking import TrackedImage
 from orchestrator.tracking.comet.content import (
@@ -72,7 +73,7 @@ def comet_content(root: str, name: str) -> Content:
         key=comet_key(study),
         images=lambda: map(described, wanted),
         pictures=lambda ids: ((image_id, as_png(picture)) for image_id, picture in tables.pictures(ids)),
-        metrics=list(_comet_metrics(study, past)),
+        metrics=list(_comet_metrics(study, past, copied(tables, name, past, len(study.instances)))),
         described=lambda record: described(record) if rule == "all" else None,
     )
 
@@ -169,14 +170,17 @@ def _comet_image(study: str, instances: Mapping[str, Sequence[Instance]], record
     return CometImage(record.image_id, record.role, record.trial, metadata)
 
 
-def _comet_metrics(study: Study, past: Sequence[PastTrial]) -> Iterator[CometMetric]:
-    """Each complete trial's score with its interval, and the best so far of those that keep the constraints."""
+def _comet_metrics(study: Study, past: Sequence[PastTrial], same: Mapping[int, int]) -> Iterator[CometMetric]:
+    """Each complete trial's score with its interval, and the best so far of those that keep the constraints.
+
+    Instances that are the `same` as others count once with them.
+    """
     best = None
     for trial in past:
-        judged = [trial.outcomes.get(number) for number in range(len(study.instances))]
-        scores = [outcome.scores for outcome in judged if isinstance(outcome, Scored)]
-        if len(scores) < len(study.instances):
+        judged = scored_once(trial.outcomes, same, len(study.instances))
+        if judged is None:
             continue
+        scores = [outcome.scores for outcome in judged.values()]
         metrics = trial_metrics(study.objective, trial.number, [each[study.objective] for each in scores])
         if keeps(study.constraints, scores):
             best = metrics[0].value if best is None else max(best, metrics[0].value)

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from orchestrator.catalog.parquet import past_trials, trial_rows
 from orchestrator.catalog.tables import Tables
+from orchestrator.copied import copied, scored_once
 from orchestrator.study_folder import StudyFolder
 from orchestrator.tracking.optuna_storage import (
     Place,
@@ -47,11 +48,12 @@ def projected(study: Study, root: str, ended: bool) -> ProjectedStudy:
         if row["role"] == "search":
             images[row["trial"], row["instance"]] = row["image_id"]
         times.setdefault(row["trial"], []).append(row["time"])
-    trials = []
+    trials, same = [], copied(tables, study.name, past, instances)
     for trial in past:
         outcomes = {i: outcome for i, outcome in trial.outcomes.items() if i < instances}
         scores = {i: o.scores[study.objective] for i, o in outcomes.items() if isinstance(o, Scored)}
-        whole = estimate(list(scores.values())) if len(scores) == instances else None
+        once = scored_once(outcomes, same, instances)
+        whole = estimate([each.scores[study.objective] for each in once.values()]) if once else None
         interval = None
         if whole is not None and whole.half_width is not None:
             interval = (whole.mean - whole.half_width, whole.mean + whole.half_width)

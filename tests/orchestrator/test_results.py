@@ -12,6 +12,8 @@ from orchestrator import api
 from orchestrator.catalog import Unscored
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
+from orchestrator.comet_study import comet_content
+from orchestrator.dashboard import projected
 from orchestrator.plan import (
     Plan,
     gone_on_with,
@@ -146,6 +148,11 @@ def test_instances_of_one_picture_count_once_in_the_report_of_an_older_study(tmp
         3,
         0,
     )
+    in_comet = [list(comet_content(str(tmp_path), name).metrics) for name in ("small", "once")]
+    assert in_comet[0] == in_comet[1]
+    assert len(in_comet[0]) > len(found.trials)
+    told = [projected(each, str(tmp_path), True).trials for each in (study, once)]
+    assert [(trial.mean, trial.interval) for trial in told[0]] == [(t.mean, t.interval) for t in told[1]]
 
 
 def test_pictures_of_equal_pixels_are_one_whatever_is_written_beside_them(tmp_path: Path) -> None:
