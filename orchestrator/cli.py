@@ -520,11 +520,14 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _shown_rows(shown: "Shown") -> list[tuple[str, str]]:
-    """What is known of an image."""
+    """What is known of an image: its row, where `width` is the picture's own, and its settings."""
+    from orchestrator.catalog.schema import ASKED_SIZE
+
     facts = {
         name: value for name, value in shown.row.items() if value is not None and name != "other_settings"
     }
-    rows = [(name, str(value)) for name, value in {**facts, **shown.settings}.items()]
+    settings = {ASKED_SIZE.get(name, name): value for name, value in shown.settings.items()}
+    rows = [(name, str(value)) for name, value in {**facts, **settings}.items()]
     rows += [
         ("score", f"{score['value']:.6g} by {score['scorer']}" + (f" of {text!r}" if text else ""))
         for score in shown.scores

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator import api
+from orchestrator import api, cli
 from orchestrator.catalog.schema import ASKED_SIZE
 from orchestrator.catalog.tables import Tables
 
@@ -55,6 +55,13 @@ def test_what_was_asked_for_and_what_came_out_are_told_apart(root: str) -> None:
     for image_id, (_, came_out) in found.items():
         with Image.open(io.BytesIO(Tables(root).png(image_id))) as picture:
             assert picture.size == came_out
+
+
+def test_show_tells_both_sizes(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    image_id = next(image_id for image_id, (asked, _) in sizes(root).items() if asked == (72, 64))
+    assert cli.main(["show", image_id, "--root", root]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert {"width: 100", "height: 80", "asked_width: 72", "asked_height: 64"} <= set(told)
 
 
 def test_an_image_is_drawn_again_in_the_size_that_was_asked_for(root: str, tmp_path: Path) -> None:
