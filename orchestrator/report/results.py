@@ -80,8 +80,19 @@ class Results:
 
     @property
     def is_partial(self) -> bool:
-        """Whether these are known to be the results of a part of the study."""
-        return self.ended not in (None, "finished")
+        """Whether these are known to be the results of a part of the study.
+
+        A session that was cut off when all was judged already, as one that found nothing to do, leaves them whole.
+        """
+        return self.ended not in (None, "finished") and not self._has_all
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether as many settings as there are to be are through, where that is known, and nothing follows."""
+        if self.extent is None or self.extent.at_most or self.fresh:
+            return False
+        judged = (len(trial.scores.keys() | trial.failures.keys()) for trial in self.trials)
+        return sum(count >= self.instances for count in judged) >= self.extent.settings
 
     @property
     def awaits_baseline(self) -> bool:

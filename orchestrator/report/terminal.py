@@ -69,7 +69,8 @@ def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
     elif ranked:
         yield winner_sentence(results, ranked)
     if ranked:
-        name = "best" if isinstance(winner, Ranked) else "first"
+        word = "best so far" if results.is_partial else "best"
+        name = word if isinstance(winner, Ranked) else "first"
         yield from _baseline_sentence(results, ranked[0].trial, name)
         yield from _validation_sentences(results, ranked[0].trial, name)
         yield from _left_sentence(results, ranked[0].trial, name)

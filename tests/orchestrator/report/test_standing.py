@@ -166,6 +166,14 @@ class TestWords:
     def test_the_whole_says_nothing_of_parts(self, ended: Ended | None) -> None:
         assert part_text(replace(AHEAD, ended=ended)) is None
 
+    def test_a_session_that_was_cut_off_when_all_was_there_leaves_the_whole(self) -> None:
+        whole = replace(study([1.0, 2.0, 3.0], [4.0, 5.0, 6.0], ended="cut off"), extent=Extent(2, 6))
+        assert part_text(whole) is None
+        assert not whole.is_partial
+        assert replace(whole, extent=Extent(3, 9)).is_partial
+        assert replace(whole, extent=Extent(2, 6, at_most=True)).is_partial
+        assert replace(whole, fresh=2).is_partial, "its validation may be missing"
+
     def test_everywhere_the_same_of_a_study_that_was_stopped(self) -> None:
         part = "2 of 6 settings judged in full, 8 of 18 images; stopped by Ctrl-C"
         assert best_text(AHEAD) == f"best so far: clip_score 21.17 ± 2.6: guidance_scale 2; {part}"
@@ -206,12 +214,12 @@ class TestWords:
 
     def test_a_baseline_that_is_the_best_so_far_is_named_so(self) -> None:
         said = report(study([80.0, 81.0, 82.0], [20.0, 21.0, 22.0]))
-        assert "baseline: the model's own settings, guidance_scale 1, are the best" in said
+        assert "baseline: the model's own settings, guidance_scale 1, are the best so far" in said
 
     @pytest.mark.parametrize("ended", ["stopped", "running", "cut off"])
     def test_who_was_not_judged_in_full_has_not_left_for_the_budgets_sake(self, ended: Ended) -> None:
         said = report(study([1.0, 2.0, 3.0], [9.0, 9.5, 9.2], {0: 1.0, 1: 1.5}, {0: 9.0}, ended=ended))
-        assert "not in full: 2 settings, of which 1 certainly worse than the best" in said
+        assert "not in full: 2 settings, of which 1 certainly worse than the best so far" in said
         assert "left early" not in said
 
     @pytest.mark.parametrize("ended", ["budget", "finished", None])
