@@ -392,9 +392,9 @@ def _layout(sheet: Sheet, size: tuple[int, int]) -> _Layout:
     label_font = _font(_between(9, column_width // 8, 15))
     trials = any("\n" in row for row in sheet.rows)
     row_lines = 14 if trials else max(1, (height + CAPTION) // _line_height(label_font))
-    row_labels = _apart(sheet.rows, lambda row: _wrap(row, label_font, label_width - GAP, row_lines))
+    row_labels = _apart(sheet.rows, label_font, label_width - GAP, row_lines)
     tallest = max(map(len, row_labels)) * _line_height(label_font)
-    column_labels = _apart(sheet.columns, lambda column: _wrap(column, label_font, column_width, 3))
+    column_labels = _apart(sheet.columns, label_font, column_width, 3)
     head_lines = bool(sheet.x or sheet.y) + (max(map(len, column_labels)) if any(sheet.columns) else 0)
     return _Layout(
         tile=tile,
@@ -580,15 +580,15 @@ def _wrap(text: str, font: Font, width: float, most: int) -> tuple[str, ...]:
     return tuple(_fit(line, font, width) for line in lines)
 
 
-def _apart(labels: Sequence[str], wrap: Callable[[str], tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """The labels as they are drawn; those that come out alike, as of letters that the font lacks, are numbered."""
-    drawn = [wrap(label) for label in labels]
+def _apart(labels: Sequence[str], font: Font, width: float, most: int) -> tuple[tuple[str, ...], ...]:
+    """The labels' lines; of those that are drawn alike, as of letters that the font lacks, each is numbered."""
+    wrapped = [_wrap(label, font, width, most) for label in labels]
+    drawn = [tuple(bytes(font.getmask(line)) for line in lines) for lines in wrapped]
     alike = Counter(drawn)
-    numbered = (
-        (f"{place}: {label}", lines)
-        for place, (label, lines) in enumerate(zip(labels, drawn, strict=True), 1)
+    return tuple(
+        lines if alike[pixels] == 1 else _wrap(f"{place}: {label}", font, width, most)
+        for place, (label, lines, pixels) in enumerate(zip(labels, wrapped, drawn, strict=True), 1)
     )
-    return tuple(lines if alike[lines] == 1 else wrap(label) for label, lines in numbered)
 
 
 def _pieces(text: str, font: Font, width: float) -> Iterator[str]:
