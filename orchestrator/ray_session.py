@@ -6,14 +6,15 @@ or two over plain gRPC, before Ray itself tries for minutes.
 """
 
 import json
+import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import grpc
@@ -22,6 +23,7 @@ import yaml
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private import services
 from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._private.utils import compute_version_info
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # its stub lacks them
@@ -33,6 +35,8 @@ from orchestrator.dealing import Places
 from orchestrator.machine import Machine, cores, memory, physical_memory
 from orchestrator.ray_place import exposed_token, fresh_token, private_folder
 from search_spaces.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
 
@@ -72,7 +76,7 @@ def ray_session(
     exposed = exposed_token() if mode == "token" else None
     if exposed is not None:
         say(f"note: {exposed}")
-    with _authenticated(mode):
+    with _authenticated(mode), _told_to_the_log():
         try:
             with _begun_apart():
                 options = {} if head.startswith("ray://") else {"job_config": _FoldersAsHere()}
@@ -89,7 +93,7 @@ def ray_session(
 def _instance_of_our_own(say: Callable[[str], None]) -> Iterator[None]:
     """Ray on this machine alone, with nothing of it in the user's home or open to other users."""
     mode: AuthMode | None = None if "RAY_AUTH_MODE" in os.environ else "token"
-    with private_folder(say) as folder, fresh_token(), _authenticated(mode):
+    with private_folder(say) as folder, fresh_token(), _authenticated(mode), _told_to_the_log():
         AuthenticationTokenLoader.instance().reset_cache()  # Ray keeps a token that it has once read
         try:
             with _begun_apart():
@@ -115,6 +119,21 @@ def _limits() -> dict[str, int]:
     if limit >= physical_memory():
         return {}
     return {"object_store_memory": max(LEAST_STORE, int(0.3 * limit)), "_memory": limit}
+
+
+@contextmanager
+def _told_to_the_log() -> Iterator[None]:
+    """What Ray says of dead processes, a page of prose into the display, goes to the study's log meanwhile.
+
+    The pool says what has become of a worker in a line of its own.
+    """
+
+    def tell(data: Mapping[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
+        for line in data["lines"]:
+            log.info("Ray: %s", line)
+
+    with mock.patch.object(ray_worker, "print_to_stdstream", tell):
+        yield
 
 
 class _FoldersAsHere(JobConfig):  # type: ignore[misc]  # Ray is untyped

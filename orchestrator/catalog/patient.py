@@ -82,4 +82,6 @@ class Patient:
 def reason(error: OSError) -> str:
     """What is wrong with storage, for a sentence."""
     text = error.strerror or str(error).strip().partition("\n")[0].rstrip(".")
+    if "usable temporary directory" in text:
+        text += "; TMPDIR names another"
     return f"{error.filename}: {text}" if error.filename else text

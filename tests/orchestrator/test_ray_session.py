@@ -331,6 +331,16 @@ def test_workers_look_for_modules_where_the_program_does(
     assert config._py_driver_sys_path == [str(tmp_path) if each == "HERE" else each for each in sent]
 
 
+def test_what_ray_says_of_dead_processes_goes_to_the_log(
+    asked: dict[str, object], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with ray_session(None), caplog.at_level("INFO"):
+        told = {"lines": ["A worker died by an unexpected system error."], "pid": "raylet", "is_err": False}
+        ray._private.worker.print_to_stdstream(told, ignore_prefix=False)
+    assert capsys.readouterr() == ("", "")
+    assert caplog.messages == ["Ray: A worker died by an unexpected system error."]
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_no_other_user_can_enter_where_rays_sockets_and_logs_are() -> None:
     """Ray itself opens them to all."""

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,11 +33,13 @@ def once_per_machine(what: str, load: Callable[[], T], folder: Path | None = Non
     except OSError:  # a home that cannot be written: the hub's own locks are left
         return load(), None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # which its holder's death lets go
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # which its holder's death lets go
         waited = time.monotonic() - begun
         was_there = there.exists()
         loaded = load()
-        there.touch()
+        with suppress(OSError):  # a disk that has become full by what was loaded
+            there.touch()
     machine, seconds = platform.node(), time.monotonic() - begun
     if was_there:
         return (

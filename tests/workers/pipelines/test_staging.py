@@ -1,5 +1,7 @@
 """Weights are fetched once for a machine."""
 
+import errno
+import fcntl
 import multiprocessing
 import time
 from pathlib import Path
@@ -56,3 +58,17 @@ def test_a_fetch_that_fails_is_tried_by_the_next(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_everybody_fetches(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert once_per_machine("a model@1", lambda: 3, tmp_path / "file" / "locks") == (3, None)
+
+
+def test_a_cache_that_fails_later_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks, and one that what was fetched has filled."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    monkeypatch.setattr(Path, "touch", fail)
+    loaded, note = once_per_machine("a model@1", lambda: 3, tmp_path)
+    assert loaded == 3
+    assert note is not None
+    assert "from the hub" in note
