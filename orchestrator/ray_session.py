@@ -8,11 +8,11 @@ or two over plain gRPC, before Ray itself tries for minutes.
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -155,17 +155,35 @@ class _FoldersAsHere(JobConfig):  # type: ignore[misc]  # Ray is untyped
         return bytes(super()._serialize())
 
 
+class _Apart(services.ConsolePopen):  # type: ignore[misc]  # Ray is untyped
+    """A process of Ray's, which does not hear the signals that are meant for us: we finish what it runs, and end it.
+
+    `timeout` and a terminal that closes send theirs to a whole process group, Slurm and systemd to all processes of a
+    job. Ray by itself blocks SIGINT alone, in the same way; what these processes start inherits it.
+    """
+
+    def __init__(self, *arguments: Any, preexec_fn: Callable[[], None] | None = None, **options: Any) -> None:
+        def begin() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, stopping.ENDING)
+            if preexec_fn is not None:
+                preexec_fn()
+
+        super().__init__(*arguments, preexec_fn=begin, start_new_session=True, **options)
+
+    def terminate(self) -> None:
+        """End it, at once: it would not hear that it is asked to end."""
+        self.kill()
+
+
 @contextmanager
 def _begun_apart() -> Iterator[None]:
     """Signals stay ours while Ray begins, and its processes have a session of their own.
 
-    Ray takes SIGTERM for itself, in Python before it begins and in C++ with a trace. A signal to our process group,
-    as `timeout` sends and a terminal that closes, would end its processes before what they run is finished.
+    Ray takes SIGTERM for itself, in Python before it begins and in C++ with a trace.
     """
-    apart = partial(services.ConsolePopen, start_new_session=True)
     with (
         stopping.handlers_kept(),
-        mock.patch.object(services, "ConsolePopen", apart),
+        mock.patch.object(services, "ConsolePopen", _Apart),
         mock.patch.object(ray_utils, "set_sigterm_handler"),
     ):
         yield

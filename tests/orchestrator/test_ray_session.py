@@ -25,7 +25,7 @@ from ray.core.generated.gcs_service_pb2 import InternalKVGetReply, InternalKVGet
 from orchestrator import ray_session as ray_session_module
 from orchestrator.machine import Machine
 from orchestrator.ray_session import gpus_to_grow_to, machines, ray_session
-from orchestrator.stopping import requests_to_stop
+from orchestrator.stopping import ENDING, requests_to_stop
 from search_spaces.errors import InputError
 
 TOKEN = "a-token-of-more-than-thirty-two-characters"
@@ -349,12 +349,16 @@ def test_no_other_user_can_enter_where_rays_sockets_and_logs_are() -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_signal_to_our_group_does_not_reach_rays_processes() -> None:
+def test_signals_that_end_us_do_not_reach_rays_processes() -> None:
     """As `timeout` and a terminal that closes send it."""
     begun = ray._private.worker._global_node
     processes = [each.process.pid for kind in begun.all_processes.values() for each in kind]
     assert len(processes) > 1
     assert os.getpgrp() not in {os.getpgid(process) for process in processes}
+    for process in processes:  # nor one to all processes of a job, as Slurm and systemd send it
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+        blocked = int(re.findall(r"SigBlk:\s*([0-9a-f]+)", status)[0], 16)
+        assert all(blocked & 1 << number - 1 for number in ENDING)
 
 
 def test_handlers_of_signals_are_ours_while_and_after_ray_begins(
