@@ -5,7 +5,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from orchestrator.catalog.parquet import past_trials, trial_rows
 from orchestrator.catalog.tables import Tables
@@ -35,6 +35,9 @@ BUSY_SHARE = 20
 PATIENCE_SECONDS = 60.0
 """That the last projection may take before the run ends without it."""
 
+UNTOLD = datetime.fromtimestamp(0, UTC)
+"""The time of a row that does not tell it, since another program wrote it."""
+
 
 def projected(study: Study, root: str, ended: bool) -> ProjectedStudy:
     """A study as the catalog under a root has it; `ended` says that nobody works on it now."""
@@ -47,7 +50,7 @@ def projected(study: Study, root: str, ended: bool) -> ProjectedStudy:
     for row in rows:
         if row["role"] == "search":
             images[row["trial"], row["instance"]] = row["image_id"]
-        times.setdefault(row["trial"], []).append(row["time"])
+        times.setdefault(row["trial"], []).append(row["time"] or UNTOLD)
     trials, same = [], copied(tables, study.name, past, instances)
     for trial in past:
         outcomes = {i: outcome for i, outcome in trial.outcomes.items() if i < instances}

@@ -27,7 +27,7 @@ from orchestrator.catalog import validity
 from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
 from orchestrator.catalog.layout import SEALED, broken_seal, changed_body, encode, picture_places
 from orchestrator.catalog.ledger import Ledger
-from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign
+from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign, suffix
 from search_spaces.errors import InputError, utf8
 
 _log = logging.getLogger(__name__)
@@ -461,14 +461,42 @@ class Tables:
             return f"is not what this program writes ({wrong})"
         return None
 
-    def valid_rows(self, path: str) -> pa.Table | None:
-        """Those rows of a part file with others in it that are none; None where it was skipped for something else."""
-        fragment = self._invalid.get(path)
+    def sound_rows(self, path: str) -> pa.Table | None:
+        """Those rows of a skipped part file that are whole and rows of its table; None where nobody can tell.
+
+        Of one that is damaged these are the row groups whose pages all have their checksum.
+        """
+        table = path.split("/")[-2]
+        fragment = self._invalid.get(path) or self._sealed(path)
         if fragment is None:
             return None
-        table = path.split("/")[-2]
-        rows = _rows(_dataset(table, {path: fragment}), SCHEMAS[table].names)
-        return rows.filter(validity.valid(table, rows))
+        names = [name for name in SCHEMAS[table].names if name != "image"]
+        sound = [SCHEMAS[table].empty_table()]
+        for group in fragment.row_groups:
+            part = fragment.subset(row_group_ids=[group.id])
+            with suppress(*UNREADABLE):
+                rows = _rows(_dataset(table, {path: part}), names)
+                if table == "images":
+                    rows = _with_pictures(rows, self._pictures_in(path, group.id))
+                sound.append(rows.filter(validity.valid(table, rows)))
+        return pa.concat_tables(sound)
+
+    def _pictures_in(self, path: str, group: int) -> list[bytes | None]:
+        """The pictures in a row group, whatever they are now."""
+        with self._filesystem.open_input_file(path) as file:
+            column = pq.ParquetFile(file).read_row_group(group, columns=["image.bytes"])["image"]
+        return [image and image["bytes"] for image in column.to_pylist()]
+
+    def _sealed(self, path: str) -> ds.ParquetFileFragment | None:
+        """A part file whose seal is there and whole; None where it is not."""
+        if SEALED.fullmatch(path.rpartition("/")[2]) is None:
+            return None
+        fragment = _FORMAT.make_fragment(path, self._filesystem)
+        with suppress(*UNREADABLE), self._filesystem.open_input_file(path) as file:
+            if broken_seal(path.rpartition("/")[2], file) is None:
+                fragment.ensure_complete_metadata()
+                return fragment
+        return None
 
     def _broken_seal(self, info: pafs.FileInfo) -> str | None:
         """What is wrong with a part file's footer; None where nothing is, or it has no seal. Raises OSError."""
@@ -675,6 +703,23 @@ def is_whole(picture: bytes | None, sha256: str | None) -> TypeGuard[bytes]:
     if picture is None:
         return False
     return sha256 is None or hashlib.sha256(picture).hexdigest() == sha256
+
+
+def _with_pictures(rows: pa.Table, pictures: Sequence[bytes | None]) -> pa.Table:
+    """Rows of `images` that lack only that column, without those whose picture is not what was stored.
+
+    Raises pa.ArrowInvalid where there are not as many pictures as rows.
+    """
+    ids, digests = rows["image_id"].to_pylist(), rows["sha256"].to_pylist()
+    images = [
+        None if picture is None else {"bytes": picture, "path": f"{image_id}{suffix(picture)}"}
+        for image_id, picture in zip(ids, pictures, strict=False)
+    ]
+    field = SCHEMAS["images"].field("image")
+    rows = rows.append_column(field, pa.array(images, field.type))
+    told = zip(pictures, digests, strict=True)
+    whole = [picture is None or is_whole(picture, sha256) for picture, sha256 in told]
+    return rows.select(SCHEMAS["images"].names).filter(pa.array(whole, pa.bool_()))
 
 
 def _changed(image_id: str) -> str:

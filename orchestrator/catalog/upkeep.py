@@ -289,7 +289,7 @@ def repair(tables: Tables) -> list[str]:
     """
     said, health = [], check(tables)
     for path, why in health.unreadable.items():
-        good = tables.valid_rows(path)
+        good = tables.sound_rows(path)
         if good is not None and good.num_rows:
             tables.write(path.split("/")[-2], good, at=path)
         kept = f", but for {good.num_rows:,} good rows" if good is not None and good.num_rows else ""

@@ -1,6 +1,7 @@
 """Flipped bits: whatever changes is noticed by name, and what is not damaged is read on."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,7 @@ def test_parts_of_earlier_versions_go_on(root: Path) -> None:
             assert SEALED.fullmatch(path.name)
             pq.write_table(rows, path.with_name(path.name[:-24] + ".parquet"), compression="zstd")
             path.unlink()
+    shutil.rmtree(root / "catalog" / "ledger")
     tables = Tables(root)
     assert told(root) == truth
     assert tables.notices == []
@@ -161,3 +163,37 @@ def test_a_picture_that_changed_is_named_and_skipped_and_a_copy_is_found(
     catalog.write(results(2)[1:], [])
     assert Tables(root).png(image_id) == stored
     assert len([record for record in caplog.records if image_id in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("images", "device"), ("images", "image_id"), ("scores", "value"), ("trials", "settings")],
+)
+def test_a_repair_keeps_the_row_groups_that_are_whole(
+    root: Path, table: str, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One flipped bit in a compacted part of many row groups costs the rows of one."""
+    monkeypatch.setattr("orchestrator.catalog.layout.group_rows", lambda _: 3)
+    compact(Tables(root))
+    (path,) = parts(root, table)
+    before = Tables(root).read(table)
+    flip(path, list(chunk_bytes(path, column))[-3], 2)
+    health = check(Tables(root))
+    assert list(health.unreadable) == [str(path)]
+    (said,) = (line for line in repair(Tables(root)) if "moved to" in line)
+    assert said.endswith(f", but for {before.num_rows - 3} good rows")
+    assert Tables(root).read(table).equals(before.slice(3))
+    assert not check(Tables(root)).unreadable
+
+
+def test_a_repair_loses_nothing_where_a_byte_changed_that_nobody_reads(root: Path) -> None:
+    """As that of a picture's file name, which follows from its image_id."""
+    compact(Tables(root))
+    (path,) = parts(root, "images")
+    before = Tables(root).read("images")
+    flip(path, list(chunk_bytes(path, "image.path"))[-3], 0)
+    health = check(Tables(root))
+    assert list(health.unreadable) == [str(path)]
+    assert repair(Tables(root))[0].endswith(", but for 9 good rows")
+    assert Tables(root).read("images").equals(before)
+    assert check(Tables(root)).is_well
