@@ -191,7 +191,7 @@ def test_the_models_own_settings_are_tried_first_as_the_baseline(finished: Finis
         "num_inference_steps": 20,
         "guidance_scale": 7.5,
         "strength": 1.0,
-        "negative_prompt": None,
+        "negative_prompt": "",
     }
 
 

@@ -389,7 +389,7 @@ def test_an_export_that_fails_leaves_no_half_file(root: str, monkeypatch: pytest
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("csv.writer", lambda _: Full())
+        patch.setattr("csv.writer", lambda *_, **__: Full())
         with pytest.raises(OSError, match="No space left"):
             api.export("old", "csv", "old.csv", root)
     assert sorted(path.name for path in Path().iterdir()) == ["runs"]
