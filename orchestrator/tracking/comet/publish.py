@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +13,7 @@ from orchestrator.tracking.comet.child import Inbox, Tell
 from orchestrator.tracking.comet.connection import ask, begun, connected, translated
 from orchestrator.tracking.comet.content import CometError, CometStudy
 from search_spaces.requests import Value
+from workers.atomic_files import scratch_folder
 
 KIND = "latentsweep-winners"
 """The artifact's type in Comet."""
@@ -96,14 +95,11 @@ def publish_in_child(source: Source, folder: Path, log: Path) -> Published:
     `folder` belongs to the study. Raises CometError, also where Comet's listing is not what was sent.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".comet-publishing-", dir=folder.absolute()))
-    try:
+    with scratch_folder(folder.absolute()) as scratch:
         told = ask(
             publish_task, source, scratch, scratch=scratch, log=log, patience=PATIENCE, variables=_VARIABLES
         )
         return Published(**told)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def publish_task(tell: Tell, _: Inbox, source: Source, scratch: Path) -> dict[str, Any]:

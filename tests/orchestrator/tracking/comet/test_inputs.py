@@ -117,7 +117,7 @@ def test_a_server_that_fails_is_a_sentence_and_leaves_nothing(
     assert "\n" not in str(raised.value)
     left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert left == ["comet.log"]
-    assert not list((tmp_path / "cache").rglob(".downloading-*"))
+    assert not list((tmp_path / "cache").rglob(".latentsweep-*"))
 
 
 def test_a_server_that_is_not_there(recorder: CometRecorder) -> None:
