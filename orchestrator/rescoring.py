@@ -36,6 +36,11 @@ class Rescored:
     mean: float | None
     stopped_by: int | None = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the user ended it."""
+        return self.stopped_by is not None
+
 
 def rescore(
     tables: Tables,

@@ -27,13 +27,16 @@ def run(path: Path, *options: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def test_a_home_that_cannot_be_written_and_a_long_tmpdir(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_a_long_tmpdir_and_no_utf_8(tmp_path: Path) -> None:
     """As in a container with a random user, and in a job of Slurm's."""
     long = tmp_path / ("slurm_jobdir-" + "1" * 60)
     long.mkdir()
-    ended = run(study_file(tmp_path, SMALL), "--workers", "1", HOME="/proc/nowhere", TMPDIR=str(long))
+    place = {"HOME": "/proc/nowhere", "TMPDIR": str(long), "PYTHONIOENCODING": "ascii"}
+    ended = run(study_file(tmp_path, SMALL), "--workers", "1", **place)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"TMPDIR {long}: a socket's path there has" in ended.stdout
+    assert "clip_score" in ended.stdout
+    assert ended.stdout.isascii()
     assert "0 failed" in ended.stdout
 
 
