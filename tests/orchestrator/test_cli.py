@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from orchestrator.plan import remember_rate
 from orchestrator.ray_pool import RayPool
 from orchestrator.study_folder import StudyFolder
 from tests.orchestrator.test_api import STUDIES, STUDY, study_file
-from tests.workers.tiny_models import save_tiny_sd
+from tests.workers.tiny_models import TOYWORLD, save_tiny_sd
 
 
 @pytest.fixture
@@ -527,3 +528,29 @@ def test_plan_says_what_of_the_inputs_is_not_used(path: Path, capsys: pytest.Cap
     assert "note: " in out
     assert "inputs[0].mask: the mask" in out
     assert "is painted on a transparent layer: what is opaque is redrawn" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("unet/config.json", "in_channels", 10**9),
+        ("unet/config.json", "in_channels", 10),
+        ("unet/config.json", "sample_size", 10**9),
+        ("vae/config.json", "scaling_factor", "one"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 0),
+        ("tokenizer/tokenizer_config.json", "model_max_length", "77"),
+        ("model_index.json", "unet", ["diffusers", "NoSuchModel"]),
+    ],
+)
+def test_plan_and_run_refuse_an_absurd_model_alike(
+    path: Path, capsys: pytest.CaptureFixture[str], file: str, key: str, value: object
+) -> None:
+    shutil.copytree(TOYWORLD, path.parent / "mine")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("model: toyworld", "model: mine\nclip_model: toyworld")
+    )
+    config = json.loads((path.parent / "mine" / file).read_text())
+    (path.parent / "mine" / file).write_text(json.dumps({**config, key: value}))
+    said = complaint(capsys, "plan", str(path))
+    assert said.startswith(f"latentsweep: {path}: model: {path.parent}/mine/{file}: {key}: ")
+    assert complaint(capsys, "run", str(path)) == said

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from search_spaces.errors import InputError, did_you_mean, utf8
+from search_spaces.errors import InputError, did_you_mean, shown, utf8
 from search_spaces.models import (
     DEFAULT_CLIP,
     REGISTRY,
@@ -30,6 +30,16 @@ from search_spaces.models import (
 )
 from search_spaces.requests import Value
 from search_spaces.space import effective_steps
+from workers.pipelines.configurations import (
+    check_index,
+    check_judge,
+    check_part,
+    check_scheduler_config,
+    check_tokenizer,
+    is_model,
+    part_class,
+    read_object,
+)
 
 AUTO_CLASSES: Mapping[Task, str] = {
     "text-to-image": "AutoPipelineForText2Image",
@@ -123,6 +133,9 @@ def describe(
     if not files.json("scheduler/scheduler_config.json"):
         raise InputError(f"{key}: {name} has no scheduler/scheduler_config.json")
     unet, vae = (files.json(f"{part}/config.json") if part in index else {} for part in ("unet", "vae"))
+    with _naming(key):
+        check_index(index, files.path("model_index.json") or Path("model_index.json"))
+        _check_parts(index, files)
     if vae.get("_class_name") in _NOT_IN_BATCHES:
         raise InputError(f"{key}: {name}'s VAE, {vae['_class_name']}, cannot decode in batches yet")
     if task != "inpainting" and _sees_a_mask(unet, vae):
@@ -192,8 +205,11 @@ def describe_clip(name: str | None, model: str, near: Path, trust: Sequence[Trus
         clip_entry = REGISTRY.get(name)
         location = (clip_entry.clip or location) if clip_entry else location
     files = _Files(location, asked, "clip_model", "config.json")
-    if files.json("config.json").get("model_type") != "clip":
+    config = files.json("config.json")
+    if config.get("model_type") != "clip":
         raise InputError(f"clip_model: {name} is not a CLIP model")
+    with _naming("clip_model"):
+        check_judge(config, files.path("config.json") or Path("config.json"))
     short = Path(name.partition("@")[0] if asked else name).name or name
     return ScorerDescription(
         name="clip_score", model=short, location=location, revision=files.revision, trust=tuple(trust)
@@ -208,7 +224,6 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
     """
     import diffusers
     import torch
-    from safetensors import SafetensorError
 
     if diffusers.__version__ != model.diffusers:
         raise InputError(
@@ -227,7 +242,9 @@ def load_pipeline(model: ModelDescription, device: str, offload: str = "none") -
                 trust_remote_code="remote_code" in model.trust,
                 **source,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (
+        Exception
+    ) as error:  # of any kind: it is what the libraries make of files that they do not understand
         raise InputError(
             f"model: {model.name} cannot be loaded: {_first_line(error).rstrip('.')}"
             f"{trust_hint(error, model.trust)}{cache_hint(error) if folder is None else ''}"
@@ -406,12 +423,49 @@ def _timesteps(location: str, revision: str, scheduler: str, steps: int) -> tupl
     return len(made.timesteps), made.order
 
 
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Put a study file's key before what is wrong with the model that it names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+
+
+def _check_parts(index: Mapping[str, Any], files: "_Files") -> None:
+    """Raise InputError, naming file and key, where a part cannot be what its configuration says.
+
+    Of a model on the hub those parts are looked at whose configuration is needed here.
+    """
+    for part, named in index.items():
+        if (
+            part.startswith("_")
+            or not isinstance(named, list)
+            or named[0] not in ("diffusers", "transformers")
+        ):
+            continue
+        kind = part_class(*named)
+        if kind is None or not (files.is_local or part in ("unet", "vae", "scheduler")):
+            continue
+        if "Tokenizer" in kind.__name__:
+            check_tokenizer(kind, files.path(part) or Path(part))
+            continue
+        name = f"{part}/scheduler_config.json" if part == "scheduler" else f"{part}/config.json"
+        path = files.path(name)
+        if path is not None and path.exists():
+            check = check_scheduler_config if part == "scheduler" else check_part
+            check(kind, read_object(path), path)
+        elif path is not None and is_model(kind):
+            raise InputError(f"{path} is not there; the model's files are not complete")
+
+
 class _Files:
     """A model's configuration files and its revision, from a folder or from the hub."""
 
     def __init__(self, location: str, asked: str | None, key: str, first: str) -> None:
         self._location, self._key = location, key
         self._folder = local_folder(location)
+        self.is_local = self._folder is not None
         if self._folder is not None:
             if not (self._folder / first).is_file():
                 raise InputError(f"{key}: the folder {self._folder} is not a model: it has no {first}")
@@ -426,15 +480,10 @@ class _Files:
     def json(self, name: str) -> dict[str, Any]:
         """A configuration file's content; empty where the model has no such file."""
         path = self.path(name)
-        if path is None or not path.is_file():
+        if path is None or not path.exists():
             return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self._key}: {path} cannot be read: {error}") from None
-        if not isinstance(content, dict):
-            raise InputError(f"{self._key}: {path} is not a JSON object")
-        return content
+        with _naming(self._key):
+            return read_object(path)
 
     def path(self, name: str) -> Path | None:
         """Where a file lies on this machine; None where the model on the hub has no such file."""
@@ -506,7 +555,8 @@ def _pipeline_class(made_by: str, task: Task, key: str) -> type:
             name for name, other in _MAPPINGS.items() if _has_class(getattr(auto_pipeline, other), made_by)
         ]
         can = f"; it can do {', '.join(able)}" if able else "; it is no pipeline that diffusers knows"
-        raise InputError(f"{key}: a {made_by} cannot do the task {task}{can}")
+        named = made_by if made_by.isidentifier() else shown(made_by)
+        raise InputError(f"{key}: a {named} cannot do the task {task}{can}")
     chosen: type = found
     return chosen
 
