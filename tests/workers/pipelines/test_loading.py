@@ -389,7 +389,7 @@ class TestFolders:
 
     def test_bytes_that_are_no_text_are_refused(self, copied: Path) -> None:
         (copied / "model_index.json").write_bytes(b"\xff\xfe\x00")
-        with refusal("model: ", str(copied / "model_index.json"), "cannot be read"):
+        with refusal("model: ", str(copied / "model_index.json"), "it is no UTF-8"):
             described(copied)
 
 
