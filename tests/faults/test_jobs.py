@@ -26,6 +26,7 @@ pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef0123456789"
 SECRET = "a-comet-key-that-stays-at-home"
+LONG_SEEDS = 240  # of two settings each: so many that no machine is through before it is stopped
 
 STUDY = """\
 study: NAME
@@ -159,7 +160,7 @@ def test_nothing_of_the_laptop_goes_along(cluster: Cluster) -> None:
 
 
 def test_a_stop_is_graceful_and_the_same_submit_goes_on(cluster: Cluster) -> None:
-    study = cluster.study("long", 60, steps=50)
+    study = cluster.study("long", LONG_SEEDS, steps=50)
     code, out, err = cluster.run("submit", study, *cluster.at, "--workers", "1", "--detach")
     assert code == 0, err
     job = re.search(r"latentsweep-long-[0-9a-f]+", out)
@@ -167,7 +168,7 @@ def test_a_stop_is_graceful_and_the_same_submit_goes_on(cluster: Cluster) -> Non
     watching = cluster.start("attach", "long", *cluster.at)
     assert watching.stdout is not None
     for line in watching.stdout:
-        if re.match(r"[1-9][0-9]*/120 images", line):
+        if re.match(rf"[1-9][0-9]*/{2 * LONG_SEEDS} images", line):
             break
     code, _, err = cluster.run("submit", study, *cluster.at)
     assert code == 2
@@ -180,15 +181,15 @@ def test_a_stop_is_graceful_and_the_same_submit_goes_on(cluster: Cluster) -> Non
     made = cluster.catalog().read("images", ["image_id"])["image_id"]
     kept = re.search(r"images: (\d+) generated", rest)
     assert kept is not None
-    assert 0 < int(kept[1]) < 120
-    cluster.study("long", 60, steps=50)
+    assert 0 < int(kept[1]) < 2 * LONG_SEEDS
+    cluster.study("long", LONG_SEEDS, steps=50)
     code, _, _ = cluster.run("submit", study, *cluster.at, "--workers", "1", "--detach")
     assert code == 0
     time.sleep(1)
     watching = cluster.start("attach", "long", *cluster.at)
     assert watching.stdout is not None
     for line in watching.stdout:
-        found = re.match(r"([0-9]+)/120 images", line)
+        found = re.match(rf"([0-9]+)/{2 * LONG_SEEDS} images", line)
         if found and int(found[1]) > int(kept[1]):
             break
     watching.send_signal(signal.SIGINT)

@@ -458,8 +458,11 @@ def wait_for_images(root: Path, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"no image came: {process.communicate(timeout=10)[0]}")
 
 
-LONG = STUDY.replace("seeds: 2", "seeds: 6").replace("[2, 4]", "[20, 30]") + "comet: {mode: off}\n"
-LONG_IMAGES = (2 * 2 * 3 + 1) * 6  # and the model's own settings
+LONG_SEEDS = 24  # so many that no machine is through before it is stopped
+LONG = (
+    STUDY.replace("seeds: 2", f"seeds: {LONG_SEEDS}").replace("[2, 4]", "[20, 30]") + "comet: {mode: off}\n"
+)
+LONG_IMAGES = (2 * 2 * 3 + 1) * LONG_SEEDS  # and the model's own settings
 
 
 @pytest.mark.faults
@@ -480,7 +483,7 @@ def test_a_signal_keeps_what_was_made_and_sigkill_loses_nothing_acknowledged(
     kept = api.frame("dragon", str(root))
     assert 0 < kept.num_rows < LONG_IMAGES
     found = api.results("dragon", str(root))
-    assert (found.ended, found.extent) == ("stopped", Extent(LONG_IMAGES // 6, LONG_IMAGES))
+    assert (found.ended, found.extent) == ("stopped", Extent(LONG_IMAGES // LONG_SEEDS, LONG_IMAGES))
     by = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert f"{kept.num_rows} of {LONG_IMAGES} images; stopped by {by}" in api.best("dragon", str(root))
     assert f"{kept.num_rows} of {LONG_IMAGES} images; stopped by {by}" in " ".join(output.split())
