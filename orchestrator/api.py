@@ -25,7 +25,7 @@ from orchestrator import comet_study, resolving, stopping, wiring
 from orchestrator import studies as studies_module
 from orchestrator.catalog import upkeep
 from orchestrator.catalog.frames import joined
-from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials, scored_count
 from orchestrator.catalog.patient import Patient, reason
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Health
@@ -35,10 +35,10 @@ from orchestrator.images import Reproduced, Shown, reproduce, show
 from orchestrator.metrics import MeasuredCatalog, MeasuredPool, MeasuredTracker, Metrics
 from orchestrator.plan import (
     Plan,
-    gone_on_with,
     image_count,
     judged,
     make_plan,
+    of_other_searches,
     of_this_space,
     remember_rate,
     searched_images,
@@ -53,7 +53,7 @@ from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.standing import best_text
 from orchestrator.report.values import Wording
 from orchestrator.rescoring import Rescored
-from orchestrator.session import Extent, Session
+from orchestrator.session import Ended, Extent, Session, lost_text
 from orchestrator.studies import Compared, removal, remove, reused_from, studies
 from orchestrator.study_folder import DEFAULT_ROOT, StudyFolder, as_filed, local_root, named_folder
 from orchestrator.sweep import Progress, sweep
@@ -319,7 +319,7 @@ def _sweep(
     found = surveyed(study)
     folder = StudyFolder(root, study.name)
     there = of_this_space(past, study, found)
-    of_others = judged(there, study) - judged(gone_on_with(there, study), study)
+    of_others = of_other_searches(there, study)
     raced = wiring.raced(study, found)
     trials = trial_count(study, found, raced)
     total = of_others + image_count(study, trials)
@@ -334,7 +334,15 @@ def _sweep(
 
     catalog = ParquetCatalog(tables, study)
     patient = Patient(catalog, tell, interrupted)
-    patient.persist(lambda: folder.keep_session(Session("running", extent)))
+    lost = studies_module.lost_of(tables, folder)
+    if lost:
+        tell(f"{lost_text(lost)}; what of it the study needs is made anew")
+
+    def keep(ended: Ended, signal: str = "") -> None:
+        session = Session(ended, extent, signal, scored_count(tables, study.name))
+        patient.persist(lambda: folder.keep_session(session))
+
+    keep("running")
 
     def shown(progress: Progress) -> None:
         watch(progress)
@@ -356,7 +364,7 @@ def _sweep(
         validation=partial(_validation, study, tables, retry_failed) if study.search.validation else None,
     )
     signal = "" if interrupted.number is None else stopping.named(interrupted.number)
-    patient.persist(lambda: folder.keep_session(Session(progress.ended, extent, signal)))
+    keep(progress.ended, signal)
     progress.notes += [*notes, *tables.notices, *_reused(tables, catalog.reused, study.name)]
     if progress.ended_by:
         progress.notes.append(f"the search ended early: {progress.ended_by}")
@@ -398,7 +406,26 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
         known = sorted(tables.counts("trials", "study"))
         hint = did_you_mean(study, known) if known else "; it holds no study yet"
         raise InputError(f"there is no study {study!r} under {root}{hint}")
-    return _results(study, past, pinned, tables, StudyFolder(root, study).session())
+    folder = StudyFolder(root, study)
+    session = folder.session() or (_unwritten(past, pinned) if pinned else None)
+    return replace(
+        _results(study, past, pinned, tables, session), lost=studies_module.lost_of(tables, folder)
+    )
+
+
+def _unwritten(past: Sequence[PastTrial], pinned: Study) -> Session | None:
+    """The session of a grid that nobody wrote one down for, as before sessions were: not finished where cells lack.
+
+    None where that cannot be known: how many settings another search judges in full is its own affair.
+    """
+    found = surveyed(pinned)
+    if found is None or pinned.search.strategy != "grid":
+        return None
+    there, trials = of_this_space(past, pinned, found), trial_count(pinned, found)
+    images = searched_images(pinned, trials)
+    if judged(there, pinned) >= images:
+        return None
+    return Session("unfinished", Extent(trials, images))
 
 
 def _results(
@@ -774,7 +801,7 @@ def diff(first: str, second: str, root: str = DEFAULT_ROOT) -> Compared:
 
 def check(root: str = DEFAULT_ROOT) -> Health:
     """Read the whole catalog, every picture included, and say what is wrong with it."""
-    return upkeep.check(Tables(root))
+    return replace(upkeep.check(Tables(root)), lost=studies_module.lost(root))
 
 
 def compact(root: str = DEFAULT_ROOT) -> dict[str, tuple[int, int, int]]:

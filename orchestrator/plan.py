@@ -178,6 +178,11 @@ def judged(past: Sequence[PastTrial], study: Study) -> int:
     return sum(instance < len(study.instances) for trial in past for instance in trial.outcomes)
 
 
+def of_other_searches(past: Sequence[PastTrial], study: Study) -> int:
+    """How many instances the study's search does not go on with, of past trials of this space."""
+    return judged(past, study) - judged(gone_on_with(past, study), study)
+
+
 def make_plan(
     study: Study,
     known: Container[str],

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-Ended = Literal["running", "stopped", "budget", "finished", "cut off"]
+Ended = Literal["running", "stopped", "budget", "finished", "cut off", "unfinished"]
 """How a study's last session ended: it runs still, was stopped by its user, used up the budget, had nothing left to
-do, or died without a word.
+do, died without a word, or left something to do and nobody wrote down why.
 """
 
 
@@ -21,11 +21,15 @@ class Extent:
 
 @dataclass(frozen=True)
 class Session:
-    """The latest session of a study; `signal` stopped it where it was stopped."""
+    """The latest session of a study; `signal` stopped it where it was stopped.
+
+    `scored` counts the scored instances that the catalog had of the study when this was written.
+    """
 
     ended: Ended
     extent: Extent
     signal: str = ""
+    scored: int = 0
 
     def to_json(self) -> bytes:
         """As it is kept."""
@@ -36,8 +40,14 @@ def from_json(text: str) -> Session:
     """A session as it was kept. Raises ValueError, TypeError or KeyError for anything else."""
     told = json.loads(text)
     extent = Extent(**told["extent"])
-    if told["ended"] not in get_args(Ended) or not all(
-        isinstance(count, int) and count >= 0 for count in (extent.settings, extent.images)
-    ):
+    scored = told.get("scored", 0)  # which the first sessions had not
+    counts = (extent.settings, extent.images, scored)
+    if told["ended"] not in get_args(Ended) or not all(isinstance(n, int) and n >= 0 for n in counts):
         raise ValueError("no session of this version")
-    return Session(told["ended"], extent, str(told["signal"]))
+    return Session(told["ended"], extent, str(told["signal"]), scored)
+
+
+def lost_text(lost: int) -> str:
+    """What is said of so many scored instances that a catalog had and has no more."""
+    what = "1 scored image" if lost == 1 else f"{lost:,} scored images"
+    return f"{what} that the catalog had {'is' if lost == 1 else 'are'} gone from it"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.catalog.ids import Index, firsts, keys
+from orchestrator.catalog.parquet import scored_count
 from orchestrator.catalog.tables import Tables
 from orchestrator.catalog.upkeep import Freed, free, of_study_alone
 from orchestrator.report.results import Results, TrialResult
@@ -43,9 +44,7 @@ def studies(root: str = DEFAULT_ROOT) -> list[Listed]:
     images = tables.read("images", ["image_id", "file_bytes"], pc.field("status") == "ok")
     index = Index(keys(images["image_id"]))
     found = []
-    folders = local_root(root) / "studies"
-    pinned = {path.name for path in folders.iterdir() if path.is_dir()} if folders.is_dir() else set()
-    for name in sorted(pinned | set(rows["study"].unique().to_pylist())):
+    for name in sorted({*_folders(root)} | set(rows["study"].unique().to_pylist())):
         if not is_study_name(name):  # which would name another folder
             _log.warning("%s is not the name of a study; it is left out", shown(name))
             continue
@@ -64,6 +63,25 @@ def studies(root: str = DEFAULT_ROOT) -> list[Listed]:
             )
         )
     return found
+
+
+def lost_of(tables: Tables, folder: StudyFolder) -> int:
+    """How many scored instances the catalog had of a study when that was last run, and has no more."""
+    session = folder.session()
+    return max(0, session.scored - scored_count(tables, folder.name)) if session and session.scored else 0
+
+
+def lost(root: str = DEFAULT_ROOT) -> dict[str, int]:
+    """The scored instances that are gone altogether, by study; studies that lack none are left out."""
+    tables = Tables(root)
+    found = {name: lost_of(tables, StudyFolder(root, name)) for name in _folders(root) if is_study_name(name)}
+    return {name: count for name, count in found.items() if count}
+
+
+def _folders(root: str) -> list[str]:
+    """The names of what lies in a root's folder of studies, ascending."""
+    folders = local_root(root) / "studies"
+    return sorted(path.name for path in folders.iterdir() if path.is_dir()) if folders.is_dir() else []
 
 
 def reused_from(tables: Tables, image_ids: set[str], study: str) -> dict[str, int]:

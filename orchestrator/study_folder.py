@@ -50,6 +50,7 @@ class StudyFolder:
     """`studies/<study>` under a root."""
 
     def __init__(self, root: str, study: str) -> None:
+        self.name = study
         self.path = local_root(root) / "studies" / study
         self.comet = self.path / "comet"
 

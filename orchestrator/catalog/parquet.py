@@ -187,6 +187,12 @@ def without_strangers(trials: pa.Table, study: str) -> pa.Table:
     return trials.filter(pc.invert(strange))
 
 
+def scored_count(tables: Tables, study: str) -> int:
+    """How many instances of a study's trials, those of its validation too, the trials table calls scored."""
+    rows = trial_rows(tables, study, ["trial", "instance", "role"], pc.field("state") == "scored")
+    return int(rows.group_by(["trial", "instance", "role"]).aggregate([]).num_rows)
+
+
 def past_trials(
     tables: Tables, study: str, forget_lost: bool = False, needed: Set[str] = frozenset()
 ) -> list[PastTrial]:

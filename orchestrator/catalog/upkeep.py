@@ -17,6 +17,7 @@ from orchestrator.catalog.ids import Index, firsts, keys
 from orchestrator.catalog.schema import SCHEMAS
 from orchestrator.catalog.tables import DamagedPartError, Tables, is_whole
 from orchestrator.catalog.validity import strangers
+from orchestrator.session import lost_text
 
 TARGET_BYTES = 128 * 2**20
 """Of a merged part file: large enough for a million pictures in 2,000 files, small enough to merge in memory."""
@@ -44,13 +45,14 @@ class Health:
     leftovers: list[str] = field(default_factory=list)
     without_picture: int = 0
     without_score: int = 0
+    lost: dict[str, int] = field(default_factory=dict)  # study → scored instances that are gone altogether
     mergeable: int = 0
 
     @property
     def is_well(self) -> bool:
         """Whether nothing is wrong; rows that are there twice and small part files are not."""
         damage = self.unreadable or self.wrong or self.strange or self.missing
-        return not (damage or self.without_picture or self.without_score)
+        return not (damage or self.lost or self.without_picture or self.without_score)
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -74,6 +76,7 @@ class Health:
             )
             for path, rows in self.missing.items()
         ]
+        said += [("lost", f"{study}: {lost_text(count)}") for study, count in self.lost.items()]
         if self.without_picture:
             said.append(
                 (
@@ -92,6 +95,8 @@ class Health:
             )
         damage = self.unreadable or self.wrong or self.strange
         verdict = "nothing is damaged"
+        if self.lost:
+            verdict = "what is gone cannot be mended; `latentsweep run` makes anew what is wanted of it"
         if self.missing:
             verdict = "`latentsweep catalog repair` forgets what is gone"
         if damage:

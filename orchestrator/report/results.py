@@ -44,7 +44,8 @@ class Results:
     last session ended (by which `signal`, where it was stopped), `extent` where nobody knows how far it was to go;
     `has_baseline` says that the study judges the model's own settings sooner or later. Where instances turned out
     to be `copies` of others (the study's number → that of the one that counts), `numbers` has the study's number of
-    each that counts, and `drawn` how many pictures there are with the copies'.
+    each that counts, and `drawn` how many pictures there are with the copies'. `lost` counts the scored instances
+    that the catalog had when the study was last run, and has no more.
     """
 
     study: str
@@ -67,6 +68,7 @@ class Results:
     numbers: Sequence[int] = ()
     copies: Mapping[int, int] = field(default_factory=dict)
     drawn: int | None = None
+    lost: int = 0
 
     @property
     def study_numbers(self) -> Sequence[int]:

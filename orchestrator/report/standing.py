@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from orchestrator.report.results import Results
 from orchestrator.report.statistics import Nobody, best, complete_scores, ranking
-from orchestrator.session import Ended
+from orchestrator.session import Ended, lost_text
 
 _ENDS: Mapping[Ended, str] = {
     "running": "it runs now",
     "budget": "ended by its budget",
     "cut off": "cut off, or run elsewhere",
+    "unfinished": "not finished",
 }
 
 
@@ -47,7 +48,8 @@ def best_text(results: Results) -> str:
         word = "best so far:" if results.is_partial else "best"
         told = f"{word} {results.objective} {score}: {named}"
     failed = sum(len(trial.failures) for trial in results.trials)
-    ends = [f"{_count(failed, 'image')} failed" if failed else None, part]
+    lost = lost_text(results.lost) if results.lost else None
+    ends = [f"{_count(failed, 'image')} failed" if failed else None, lost, part]
     return "; ".join([told, *filter(None, ends)])
 
 

@@ -33,6 +33,7 @@ from orchestrator.report.statistics import (
     where_steps_stop_paying,
 )
 from orchestrator.report.values import Wording, plain_text, shorten, value_text
+from orchestrator.session import lost_text
 from search_spaces.estimates import CONFIDENCE
 
 WIDTH = 80  # columns that every terminal has
@@ -58,6 +59,8 @@ def render_report(results: Results, top: int = 10) -> RenderableType:
 
 
 def _verdicts(results: Results, ranked: Sequence[Ranked]) -> Iterator[str]:
+    if results.lost:
+        yield f"lost: {lost_text(results.lost)}; `latentsweep run` makes them anew"
     part = part_text(results)
     if part:
         yield f"so far: {part}"
@@ -143,7 +146,7 @@ def _validation_sentences(results: Results, leader: TrialResult, name: str) -> I
 def _left_sentence(results: Results, leader: TrialResult, name: str) -> Iterator[str]:
     """Who left early, and whether that is certain to be right; of a search that was broken off nobody knows who."""
     left = left_early(results, leader)
-    if (left.certain or left.for_budget) and results.ended in ("running", "stopped", "cut off"):
+    if (left.certain or left.for_budget) and results.ended in ("running", "stopped", "cut off", "unfinished"):
         yield (
             f"not in full: {_count(left.certain + left.for_budget, 'setting')}, of which {left.certain} certainly "
             f"worse than the {name} (paired interval below it)"

@@ -222,6 +222,16 @@ def test_the_report_needs_the_catalog_alone(finished: Finished, tmp_path: Path) 
     assert api.write_contact_sheet(alone, str(tmp_path))
 
 
+def test_a_run_says_that_what_it_made_before_is_gone(finished: Finished, tmp_path: Path) -> None:
+    path, root, _ = finished
+    shutil.copytree(root, tmp_path / "runs")
+    (tmp_path / "runs" / "catalog").rename(tmp_path / "catalog")
+    again = api.run(path, str(tmp_path / "runs"))
+    gone = f"{CANDIDATES * INSTANCES} scored images that the catalog had are gone from it"
+    assert gone in "\n".join(again.messages)
+    assert (again.progress.generated, again.results.lost) == (CANDIDATES * INSTANCES, 0)
+
+
 def test_an_unknown_study_is_a_sentence(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no study 'dragom'.*did you mean 'dragon'"):
         api.results("dragom", finished[1])

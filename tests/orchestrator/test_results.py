@@ -10,7 +10,7 @@ from PIL import Image
 
 from orchestrator import api
 from orchestrator.catalog import Unscored
-from orchestrator.catalog.parquet import ParquetCatalog, past_trials
+from orchestrator.catalog.parquet import ParquetCatalog, past_trials, scored_count
 from orchestrator.catalog.tables import Tables
 from orchestrator.comet_study import comet_content
 from orchestrator.dashboard import projected
@@ -25,7 +25,9 @@ from orchestrator.plan import (
 )
 from orchestrator.pool import InProcessPool
 from orchestrator.report.files import report_text
+from orchestrator.report.results import Results
 from orchestrator.report.statistics import ranking
+from orchestrator.session import Extent, Session
 from orchestrator.studies import diff
 from orchestrator.study_folder import StudyFolder
 from orchestrator.sweep import Progress, sweep
@@ -87,6 +89,64 @@ def test_a_value_that_left_stays_where_a_twin_of_it_is_still_there(tmp_path: Pat
         "the file's own values"
     )
     assert found.gone == 0
+
+
+def texts(results: Results) -> str:
+    """The report, its lines joined."""
+    return " ".join(report_text(results).split())
+
+
+def test_a_grid_of_a_version_that_kept_no_session_is_not_finished_where_cells_lack(tmp_path: Path) -> None:
+    study = small_study(guidance=(3, 5))
+    StudyFolder(str(tmp_path), "small").pin(study, "", {})
+    candidates = survey(study.space, study.judge, study.first).candidates
+    ours = Grid(Trials(study.judge, study.objective), candidates[:3], 3)
+    catalog = ParquetCatalog(Tables(tmp_path), study)
+    sweep(study, ours, InProcessPool(fake_worker(), 4), catalog, NullTracker(), [])
+    found = api.results("small", str(tmp_path))
+    settings, images = len(candidates), 3 * len(candidates)
+    assert (found.ended, found.extent) == ("unfinished", Extent(settings, images))
+    part = f"3 of {settings} settings judged in full, 9 of {images} images; not finished"
+    assert f"so far: {part}" in texts(found)
+    assert api.best("small", str(tmp_path)).startswith("best so far: ")
+    assert api.best("small", str(tmp_path)).endswith(part)
+    run(study, tmp_path)
+    assert api.results("small", str(tmp_path)).ended is None, "all of it is there"
+    assert api.best("small", str(tmp_path)).startswith("best clip_score ")
+
+
+def test_what_the_catalog_had_and_has_no_more_is_said_everywhere(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    run(small_study(), tmp_path)
+    run(small_study("other"), tmp_path)
+    images = scored_count(Tables(root), "small")
+    session = Session("finished", Extent(images // 3, images), "", images)
+    for study in ("small", "other"):
+        StudyFolder(root, study).keep_session(session)
+    assert (api.results("small", root).lost, api.check(root).lost) == (0, {})
+    (tmp_path / "catalog").rename(tmp_path / "elsewhere")
+    found = api.results("small", root)
+    assert found.lost == images
+    assert f"lost: {images} scored images that the catalog had are gone from it" in texts(found)
+    assert f"{images} scored images that the catalog had are gone" in api.best("small", root)
+    health = api.check(root)
+    assert (health.is_well, health.lost) == (False, {"small": images, "other": images})
+    assert ("lost", f"small: {images} scored images that the catalog had are gone from it") in health.summary
+    assert health.summary[-1][1] != "nothing is damaged"
+    run(small_study(), tmp_path)
+    assert api.check(root).lost == {"other": images}
+
+
+def test_rows_of_other_roles_and_rows_twice_count_once(tmp_path: Path) -> None:
+    study = small_study(search=SearchSpec.model_validate({"strategy": "grid", "validation": 2}))
+    run(study, tmp_path)
+    rows = Tables(tmp_path).read("trials", ["role", "state"]).to_pylist()
+    assert {row["role"] for row in rows} == {"search", "validate"}
+    scored = scored_count(Tables(tmp_path), "small")
+    assert scored == len(rows)
+    (part,) = list((tmp_path / "catalog" / "trials").glob("*.parquet"))[:1]
+    part.with_name("part-again.parquet").write_bytes(part.read_bytes())
+    assert scored_count(Tables(tmp_path), "small") == scored
 
 
 def cells_of(root: Path) -> set[tuple[object, object]]:
