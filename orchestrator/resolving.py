@@ -77,7 +77,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     _check_inputs_suit(spec, model, path)
     token = pinned.token if pinned else secrets.token_hex(16)
     texts = spellings(spec, model, pinned, partial(stored_texts, Tables(root)), remarks.append)
-    distinct = distinct_inputs(inputs, texts or {}, scorer, pinned, remarks.append)
+    distinct = distinct_inputs(spec, inputs, texts or {}, scorer, pinned, remarks.append)
     spec = with_distinct_seeds(spec, pinned, remarks.append)
     study = pin(spec, model, scorer, distinct, token, str(path), texts)
     _check_scheduler_options(study, path)

@@ -78,6 +78,7 @@ def stored_texts(tables: Tables) -> Set[str]:
 
 
 def distinct_inputs(
+    spec: StudySpec,
     inputs: Sequence[PinnedInput],
     texts: Texts,
     scorer: ScorerDescription,
@@ -86,7 +87,8 @@ def distinct_inputs(
 ) -> Sequence[PinnedInput]:
     """The inputs without those that draw what an earlier one draws and are judged by the same text.
 
-    A study that was begun with such copies keeps them: a report sees that their pictures are the same.
+    Where every setting of the space has a prompt of its own, the inputs' prompts draw nothing. A study that was begun
+    with such copies keeps them: a report sees that their pictures are the same.
     """
     if len(inputs) == 1 or (
         pinned and [_drawn(item) for item in pinned.inputs] == [_drawn(i) for i in inputs]
@@ -94,12 +96,13 @@ def distinct_inputs(
         return inputs
     from workers.pipelines.reading import judge_reader
 
-    reader = judge_reader(scorer)
+    reader, prompts_are_read = judge_reader(scorer), not _replaces_prompts(spec)
     first: dict[object, int] = {}
     copies: dict[int, list[int]] = {}
     for number, item in enumerate(inputs):
         judged_by = reader.tokens(item.score_text) if reader else item.score_text
-        what = (item.image, item.mask, texts.get(item.prompt, item.prompt), judged_by)
+        prompt = texts.get(item.prompt, item.prompt) if prompts_are_read else None
+        what = (item.image, item.mask, prompt, judged_by)
         earlier = first.setdefault(what, number)
         if earlier != number:
             copies.setdefault(earlier, []).append(number)
@@ -110,6 +113,12 @@ def distinct_inputs(
             f"{named} {draws} the same pictures as inputs[{earlier}], to be judged by the same text: counted once"
         )
     return [inputs[number] for number in first.values()]
+
+
+def _replaces_prompts(spec: StudySpec) -> bool:
+    """Whether a study sweeps the prompt, in place of its inputs' prompts everywhere."""
+    prompts = spec.space.get("prompt")
+    return prompts is not None and not prompts.when
 
 
 def _drawn(item: PinnedInput) -> tuple[str, str, str | None, str | None]:

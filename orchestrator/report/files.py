@@ -5,9 +5,8 @@ import io
 from orchestrator.cells import csv_text
 from orchestrator.console import Console
 from orchestrator.report.results import Results
-from orchestrator.report.statistics import complete_scores
+from orchestrator.report.statistics import trial_estimate
 from orchestrator.report.terminal import render_report
-from search_spaces.estimates import estimate
 
 WIDTH = 100
 """Characters of a line."""
@@ -29,8 +28,7 @@ def trials_csv(results: Results) -> str:
     score = results.objective
     rows: list[list[object]] = [["trial", *results.axes, "judged", "failed", score, f"{score}_half_width"]]
     for trial in results.trials:
-        scores = complete_scores(trial, results.instances)
-        found = estimate(scores) if scores else None
+        found = trial_estimate(trial, results.instances)
         told = [None, None] if found is None else [found.mean, found.half_width]
         settings = [trial.settings.get(name) for name in results.axes]
         rows.append([trial.number, *settings, len(trial.scores), len(trial.failures), *told])

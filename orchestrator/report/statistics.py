@@ -6,12 +6,16 @@ settings tried, which is why a study validates its winner on fresh seeds.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from orchestrator.report.results import Results, TrialResult
-from search_spaces.estimates import Estimate, doubted_gain, estimate, paired_difference
+from search_spaces.estimates import Estimate, doubted_gain, estimate
 from search_spaces.requests import Settings, Value
 
 STEPS = "num_inference_steps"
@@ -66,7 +70,39 @@ def front(results: Results) -> frozenset[int]:
 def trial_estimate(trial: TrialResult, instances: int) -> Estimate | None:
     """A trial's value: the estimate over all of its instances, or None where it has no mean."""
     scores = complete_scores(trial, instances)
-    return None if scores is None else estimate(scores)
+    return None if scores is None else _over_pictures(dict(enumerate(scores)), trial)
+
+
+def _over_pictures(values: Mapping[int, float], *trials: TrialResult) -> Estimate:
+    """The mean of `values` by instance, with n and interval over what is independent: the pictures of `trials`.
+
+    Instances for which one of the trials drew the same picture are one piece of evidence, whose value is their mean.
+    """
+    places = {instance: place for place, instance in enumerate(values)}
+    pairs = [pair for trial in trials for pair in _of_one_picture(trial, places)]
+    plain = estimate([*values.values()])
+    if not pairs:
+        return plain
+    links = coo_array((np.ones(len(pairs)), tuple(zip(*pairs, strict=True))), shape=(len(values),) * 2)
+    groups: dict[int, list[float]] = defaultdict(list)
+    for group, value in zip(connected_components(links)[1], values.values(), strict=True):
+        groups[group].append(value)
+    pooled = estimate([math.fsum(each) / len(each) for each in groups.values()])
+    return Estimate(plain.mean, pooled.half_width, pooled.n)
+
+
+def _of_one_picture(trial: TrialResult, places: Mapping[int, int]) -> Iterator[tuple[int, int]]:
+    """The places of instances whose picture is that of an earlier one, with that one's."""
+    first: dict[str, int] = {}
+    for instance, place in places.items():
+        picture = trial.images.get(instance)
+        if picture is not None and first.setdefault(picture, place) != place:
+            yield first[picture], place
+
+
+def _difference(first: TrialResult, second: TrialResult, instances: Iterable[int]) -> Estimate:
+    """The paired estimate of first − second over some instances, which both have scores of."""
+    return _over_pictures({i: first.scores[i] - second.scores[i] for i in instances}, first, second)
 
 
 @dataclass(frozen=True)
@@ -87,17 +123,17 @@ class Ranked:
 def ranking(results: Results) -> tuple[Ranked, ...]:
     """The complete trials that keep the constraints, the largest mean first, of equal ones the lower number."""
     complete = [
-        (trial, scores)
+        (trial, score)
         for trial in results.trials
-        if (scores := complete_scores(trial, results.instances)) is not None
+        if (score := trial_estimate(trial, results.instances)) is not None
         and keeps_constraints(trial, results)
     ]
-    complete.sort(key=lambda pair: (-estimate(pair[1]).mean, pair[0].number))
+    complete.sort(key=lambda pair: (-pair[1].mean, pair[0].number))
     ranked = []
-    for rank, (trial, scores) in enumerate(complete, 1):
-        behind = paired_difference(complete[0][1], scores)
+    for rank, (trial, score) in enumerate(complete, 1):
+        behind = _difference(complete[0][0], trial, range(results.instances))
         tied = True if rank == 1 else behind.includes_zero
-        ranked.append(Ranked(rank, trial, estimate(scores), behind, tied))
+        ranked.append(Ranked(rank, trial, score, behind, tied))
     return tuple(ranked)
 
 
@@ -143,8 +179,8 @@ def _gains(trial: TrialResult, baseline: TrialResult, results: Results) -> list[
     for name, how in {results.objective: "maximize", **results.objectives}.items():
         mine, theirs = (_scores_of(one, name, results) for one in (trial, baseline))
         sign = 1 if how == "maximize" else -1
-        found.append([sign * (mine[i] - theirs[i]) for i in sorted(mine.keys() & theirs.keys())])
-    return [estimate(gains) for gains in found] if all(found) else None
+        found.append({i: sign * (mine[i] - theirs[i]) for i in sorted(mine.keys() & theirs.keys())})
+    return [_over_pictures(gains, trial, baseline) for gains in found] if all(found) else None
 
 
 def _scores_of(trial: TrialResult, name: str, results: Results) -> Mapping[int, float]:
@@ -160,7 +196,7 @@ def _trails(trial: TrialResult, baseline: TrialResult, results: Results) -> bool
 def shared_difference(first: TrialResult, second: TrialResult) -> Estimate | None:
     """The paired estimate of first − second over the instances that both have scores of; None without one."""
     shared = sorted(first.scores.keys() & second.scores.keys())
-    return estimate([first.scores[i] - second.scores[i] for i in shared]) if shared else None
+    return _difference(first, second, shared) if shared else None
 
 
 @dataclass(frozen=True)
@@ -284,31 +320,37 @@ def where_steps_stop_paying(results: Results) -> StepsVerdict | None:
         return None
     leader = ranked[0].trial.settings
     lookup = trial_lookup(results, ranked)
-    scores: dict[float, tuple[float, ...]] = {}
+    judged: dict[float, TrialResult] = {}
     for steps in sorted({steps for steps in results.axes[STEPS] if isinstance(steps, int | float)}):
         settings = {**leader, STEPS: steps}
         trial = lookup.own(settings) or lookup.twin(settings)
-        found = None if trial is None else complete_scores(trial, results.instances)
-        if found is not None:
-            scores[steps] = found
-    if len(scores) < 2:
+        if trial is not None and complete_scores(trial, results.instances) is not None:
+            judged[steps] = trial
+    if len(judged) < 2:
         return None
-    counts = list(scores)
-    values = [StepValue(counts[0], estimate(scores[counts[0]]), None)]
-    for before, steps in pairwise(counts):
-        gain = paired_difference(scores[steps], scores[before])
-        values.append(StepValue(steps, estimate(scores[steps]), gain))
+    gains = {
+        steps: _difference(judged[steps], judged[before], range(results.instances))
+        for before, steps in pairwise(judged)
+    }
+    values = [
+        StepValue(steps, score, gains.get(steps))
+        for steps, trial in judged.items()
+        if (score := trial_estimate(trial, results.instances)) is not None
+    ]
     at = {name: value for name, value in leader.items() if name != STEPS}
-    return StepsVerdict(at, tuple(values), _enough(scores) if results.instances > 1 else None)
+    enough = _enough(judged, range(results.instances)) if results.instances > 1 else None
+    return StepsVerdict(at, tuple(values), enough)
 
 
-def _enough(scores: Mapping[float, Sequence[float]]) -> float:
+def _enough(judged: Mapping[float, TrialResult], instances: range) -> float:
     """The smallest key that no larger one beats; keys ascend, so that the last is beaten by none."""
-    counts = list(scores)
+    counts = list(judged)
     return next(
         steps
         for place, steps in enumerate(counts)
-        if not any(paired_difference(scores[more], scores[steps]).above_zero for more in counts[place + 1 :])
+        if not any(
+            _difference(judged[more], judged[steps], instances).above_zero for more in counts[place + 1 :]
+        )
     )
 
 

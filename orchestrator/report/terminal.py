@@ -89,7 +89,7 @@ def winner_sentence(results: Results, ranked: Sequence[Ranked]) -> str:
     named = results.wording.settings(leader.trial.settings) or "no swept settings"
     score = f"{plain_text(results.objective)} {estimate_text(leader.score, places)}"
     word = "best so far" if results.is_partial else "best"
-    claim = f"{word}: {named}: {score} over {_count(results.instances, 'instance')}"
+    claim = f"{word}: {named}: {score} over {_evidence(leader.score.n, results.instances)}"
     ties = sum(1 for entry in others if entry.tied)
     if len(results.trials) == 1:
         return f"{claim}; nothing else was tried"
@@ -100,6 +100,12 @@ def winner_sentence(results: Results, ranked: Sequence[Ranked]) -> str:
     if ties == 0:
         return f"{claim}; no other setting ties with it"
     return f"{claim}; {_count(ties, 'other setting')} cannot be told apart from it"
+
+
+def _evidence(pictures: int, instances: int, noun: str = "instance") -> str:
+    """What an estimate is over; several instances of one picture are one piece of evidence."""
+    told = _count(instances, noun)
+    return told if pictures == instances else f"{told}, which drew {_count(pictures, 'different picture')}"
 
 
 def _front_sentence(results: Results) -> str:
@@ -121,7 +127,8 @@ def _baseline_sentence(results: Results, leader: TrialResult, name: str) -> Iter
     if gain is not None:
         yield (
             f"baseline: the model's own settings, {named}; {name} − baseline "
-            f"{estimate_text(gain, decimals([gain]), signed=True)} over {_count(gain.n, 'shared instance')}"
+            f"{estimate_text(gain, decimals([gain]), signed=True)} over "
+            + _evidence(gain.n, len(leader.scores.keys() & baseline.scores.keys()), "shared instance")
         )
 
 
@@ -240,8 +247,9 @@ def _axis_columns(results: Results, shown: Sequence[Ranked]) -> list[_Column]:
 
 
 def _score_column(results: Results, ranked: Sequence[Ranked], top: int) -> _Column:
-    n = f"n = {results.instances}"
-    header = f"{plain_text(results.objective)}\n{n if results.instances == 1 else f'± {CONFIDENCE:.0%}, {n}'}"
+    few, many = (pick(entry.score.n for entry in ranked) for pick in (min, max))
+    n = f"n = {many}" if few == many else f"n = {few} to {many}"
+    header = f"{plain_text(results.objective)}\n{n if many == 1 else f'± {CONFIDENCE:.0%}, {n}'}"
     places = decimals([entry.score for entry in ranked])
     return _Column(header, [estimate_text(entry.score, places) for entry in ranked[:top]])
 

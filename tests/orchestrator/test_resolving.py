@@ -88,6 +88,27 @@ def test_the_same_pictures_judged_by_another_text_are_another_instance(folder: P
     assert one.image_id == other.image_id, "which is drawn once"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "counted"),
+    [
+        ("[a green dragon, a red dragon]", 1),
+        ("{values: [a red dragon], when: {guidance_scale: 3}}", 2),
+    ],
+)
+def test_prompts_of_inputs_that_a_swept_one_replaces_make_no_other_instance(
+    folder: Path, prompt: str, counted: int
+) -> None:
+    each = "image: cat.png, mask: cat-mask.png, score_text: a dragon"
+    inputs = f"[{{{each}, prompt: a green dragon}}, {{{each}, prompt: a red dragon}}]"
+    text = f"study: words\nmodel: toyworld\ninputs: {inputs}\nseeds: 1\n"
+    space = f"space: {{guidance_scale: [3, 5], prompt: {prompt}}}\n"
+    (folder / "words.yaml").write_text(text + space, encoding="utf-8")
+    found = resolve(folder / "words.yaml", str(folder / "runs"), lambda: 0)
+    assert len(found.study.instances) == counted
+    said = [note for note in found.warnings if "inputs[1] draws the same pictures as inputs[0]" in note]
+    assert len(said) == 2 - counted
+
+
 def test_a_study_that_was_begun_with_copies_goes_on_with_them(folder: Path) -> None:
     found = copies(folder)
     prompts = ["a green dragon"] * 3 + ["A Green Dragon", " a  green dragon "]

@@ -11,6 +11,7 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from orchestrator.report.files import report_text
 from orchestrator.report.results import Results, TrialResult
 from orchestrator.report.statistics import (
     STEPS,
@@ -224,6 +225,55 @@ def test_unequal_lengths_cannot_be_paired() -> None:
 def steps_study(by_steps: Mapping[int, Sequence[float]]) -> Results:
     trials = [trial(n, row, {STEPS: steps, "g": 5.0}) for n, (steps, row) in enumerate(by_steps.items())]
     return study(trials, {"g": [5.0], STEPS: list(by_steps)})
+
+
+def drawn_twice(table: Sequence[Sequence[float]]) -> list[TrialResult]:
+    """Trials whose second half of instances drew the pictures of the first half again."""
+    return [
+        TrialResult(
+            number,
+            {STEPS: 10 * (number + 1)},
+            dict(enumerate([*row, *row])),
+            {},
+            {i: f"{number}/{i % len(row)}" for i in range(2 * len(row))},
+        )
+        for number, row in enumerate(table)
+    ]
+
+
+class TestOnePicture:
+    """Instances for which a setting drew the same picture are one piece of evidence."""
+
+    @given(tables(2))
+    def test_pictures_drawn_twice_leave_every_number_as_it_is(self, table: list[list[float]]) -> None:
+        axes = {STEPS: [10 * (n + 1) for n in range(len(table))]}
+        once = study([trial(n, row, {STEPS: 10 * (n + 1)}) for n, row in enumerate(table)], axes)
+        twice = study(drawn_twice(table), axes)
+        assert [(e.score, e.behind, e.tied) for e in ranking(twice)] == [
+            (e.score, e.behind, e.tied) for e in ranking(once)
+        ]
+        assert [(s.score, s.gain) for s in getattr(where_steps_stop_paying(twice), "values", ())] == [
+            (s.score, s.gain) for s in getattr(where_steps_stop_paying(once), "values", ())
+        ]
+        first, *others = twice.trials
+        for other in others:
+            assert shared_difference(first, other) == shared_difference(
+                once.trials[0], once.trials[other.number]
+            )
+
+    def test_a_pair_is_one_where_either_drew_one_picture(self) -> None:
+        first = TrialResult(0, {"a": 0}, {0: 1.0, 1: 2.0, 2: 5.0}, {}, {0: "x", 1: "x", 2: "y"})
+        second = TrialResult(1, {"a": 1}, {0: 0.0, 1: 0.0, 2: 0.0}, {}, {0: "p", 1: "q", 2: "q"})
+        assert shared_difference(first, second) == Estimate(8 / 3, None, 1), "all three hang together"
+        third = TrialResult(2, {"a": 2}, {0: 0.0, 1: 0.0, 2: 0.0}, {}, {0: "r", 1: "s", 2: "t"})
+        found = shared_difference(first, third)
+        assert found is not None
+        assert (found.n, found.half_width) == (2, estimate([1.5, 5.0]).half_width)
+
+    def test_the_report_says_how_many_pictures_there_are(self) -> None:
+        text = report_text(study(drawn_twice([[3.0, 4.0, 5.0], [1.0, 1.0, 2.0]])))
+        assert "over 6 instances, which drew 3 different pictures" in " ".join(text.split())
+        assert "n = 3" in text
 
 
 class TestSteps:
