@@ -67,6 +67,7 @@ from search_spaces.artifacts import check_alias, check_artifact_name
 from search_spaces.errors import InputError, did_you_mean
 from search_spaces.models import PIXEL_SCORERS
 from search_spaces.requests import Failed, Scored, Settings, Value
+from search_spaces.space import survey
 from search_spaces.strategies import PastTrial, Strategy
 from search_spaces.study import Study
 from workers.atomic_files import new_file, write_file
@@ -416,16 +417,19 @@ def results(study: str, root: str = DEFAULT_ROOT) -> Results:
 def _unwritten(past: Sequence[PastTrial], pinned: Study) -> Session | None:
     """The session of a grid that nobody wrote one down for, as before sessions were: not finished where cells lack.
 
-    None where that cannot be known: how many settings another search judges in full is its own affair.
+    What else it would judge now, as the baseline, may be younger than its end. None where nothing can be known: how
+    many settings another search judges in full is its own affair.
     """
     found = surveyed(pinned)
     if found is None or pinned.search.strategy != "grid":
         return None
-    there, trials = of_this_space(past, pinned, found), trial_count(pinned, found)
-    images = searched_images(pinned, trials)
-    if judged(there, pinned) >= images:
+    cells = {pinned.judge.candidate(one) for one in survey(pinned.space, pinned.judge).candidates}
+    there = of_this_space(past, pinned, found)
+    own = [trial for trial in there if pinned.judge.candidate(trial.settings) in cells]
+    trials = trial_count(pinned, found)
+    if judged(own, pinned) >= min(trials, len(cells)) * len(pinned.instances):
         return None
-    return Session("unfinished", Extent(trials, images))
+    return Session("unfinished", Extent(trials, searched_images(pinned, trials)))
 
 
 def _results(

@@ -559,7 +559,10 @@ def _ls(options: argparse.Namespace) -> int:
     listed = api.studies(options.root)
     rows = []
     for study in listed:
-        best = api.best(study.study, options.root)
+        try:
+            best = api.best(study.study, options.root)
+        except InputError as error:  # what one folder holds hides no other study
+            best = str(error)
         size = f"{study.trials:,} trials, {study.images:,} images, {study.size / 1e6:,.1f} MB"
         last = f"last {study.last:%Y-%m-%d %H:%M} UTC" if study.last else "nothing yet"
         owner = f"; being run by {study.owner}" if study.owner else ""

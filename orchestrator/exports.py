@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from orchestrator.catalog.expressions import filtered
 from orchestrator.catalog.frames import best, joined, pictures_of, score_names
 from orchestrator.catalog.schema import SCHEMAS, SUFFIXES, huggingface_metadata, suffix
-from orchestrator.catalog.tables import Tables
+from orchestrator.catalog.tables import Tables, is_whole
 from orchestrator.cells import code, csv_text
 from orchestrator.images import checked_id
 from orchestrator.study_folder import as_filed, named_folder
@@ -155,7 +155,16 @@ def _folder_holds(wanted: Export) -> bool:
             (wanted.place / f"{name}.json").read_text(encoding="utf-8") == _told_of_picture(rows[name])
             for name in there
         )
+        and all(
+            is_whole((wanted.place / name).read_bytes(), _digest(rows[Path(name).stem])) for name in pictures
+        )
     )
+
+
+def _digest(rows: Sequence[Mapping[str, object]]) -> str | None:
+    """The SHA-256 of the picture that rows use; None where an early version kept none."""
+    found = rows[0].get("sha256")
+    return found if isinstance(found, str) else None
 
 
 def _rows_of_pictures(wanted: Export) -> dict[str, list[dict[str, object]]]:
@@ -196,12 +205,24 @@ def _parquet_holds(wanted: Export) -> bool:
 
 
 def _same_rows(wanted: Export, files: Sequence[Path]) -> bool:
-    """Whether Parquet files hold the rows, of whose pictures the image_ids tell."""
+    """Whether Parquet files hold the rows, and with each the picture that was stored for it."""
     columns = [name for name in pq.read_schema(files[0]).names if name != "image"] if files else []
     if columns != wanted.rows.column_names:
         return False
     there = pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
-    return bool(there.replace_schema_metadata().equals(wanted.rows.replace_schema_metadata()))
+    if not there.replace_schema_metadata().equals(wanted.rows.replace_schema_metadata()):
+        return False
+    pieces = (piece for file in files for piece in pq.ParquetFile(file).iter_batches(PIECE_ROWS))
+    return all(_has_pictures(piece) for piece in pieces)
+
+
+def _has_pictures(rows: pa.RecordBatch) -> bool:
+    """Whether rows that were drawn have their pictures, as they were stored."""
+    told = zip(rows["image"].to_pylist(), rows["status"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
+    return all(
+        status != "ok" or is_whole(image["bytes"] if image else None, sha256)
+        for image, status, sha256 in told
+    )
 
 
 def _write_parquet(wanted: Export, rows: pa.Table, path: Path) -> None:

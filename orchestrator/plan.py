@@ -279,7 +279,7 @@ def remember_rate(study: Study, root: str, rows_per_second: float) -> None:
 def _rates(root: str) -> dict[str, object]:
     try:
         rates = json.loads(_rates_file(root).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return rates if isinstance(rates, dict) else {}
 

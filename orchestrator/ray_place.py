@@ -29,13 +29,17 @@ ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
 def private_folder(say: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
     """A folder for Ray's sockets and logs, for this user alone (0700), in RAY_TMPDIR, TMPDIR or /tmp.
 
-    It is removed after a good end, and kept, for its logs, after an error. `say` hears where TMPDIR would not do.
-    Raises InputError where RAY_TMPDIR will not, or nothing will.
+    It is removed after a good end and after a signal, and kept, for its logs, after an error. `say` hears where
+    TMPDIR would not do. Raises InputError where RAY_TMPDIR will not, or nothing will.
     """
     folder = _made(os.environ, say)
     opened = folder / "ray"  # Ray gives what it is given the mode 0777
     opened.mkdir()
-    yield opened
+    try:
+        yield opened
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
 
 

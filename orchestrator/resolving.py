@@ -19,7 +19,7 @@ from orchestrator.catalog.patient import reason
 from orchestrator.catalog.tables import Tables, open_root
 from orchestrator.plan import calls_of, domain_text, remembered_rate, surveyed
 from orchestrator.report.values import settings_text
-from orchestrator.study_folder import StudyFolder, local_root
+from orchestrator.study_folder import StudyFolder
 from orchestrator.twins import distinct_inputs, spellings, stored_texts, with_distinct_seeds
 from orchestrator.wiring import make_optuna_sampler, raced
 from search_spaces import study_file
@@ -51,8 +51,7 @@ def resolve(path: Path, root: str, gpus: Callable[[], int]) -> Resolved:
     No weights are read. Where the study was pinned before, its pinned dtype holds. Raises InputError.
     """
     spec = study_file.load(path)
-    if local_root(root).exists() and not local_root(root).is_dir():
-        raise InputError(f"--root {root} is a file; name a folder")
+    open_root(root)  # says so where it is none
     folder = StudyFolder(root, spec.study)
     pinned = folder.pinned()
     remarks: list[str] = []

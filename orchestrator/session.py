@@ -37,7 +37,7 @@ class Session:
 
 
 def from_json(text: str) -> Session:
-    """A session as it was kept. Raises ValueError, TypeError or KeyError for anything else."""
+    """A session as it was kept. Raises ValueError, TypeError, KeyError or RecursionError for anything else."""
     told = json.loads(text)
     extent = Extent(**told["extent"])
     scored = told.get("scored", 0)  # which the first sessions had not

@@ -130,7 +130,7 @@ class StudyFolder:
         """What the study has used up so far; nothing where that cannot be read."""
         try:
             return Spent(**json.loads((self.path / "spent.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return Spent()
 
     def keep_spent(self, spent: Spent) -> None:
@@ -144,7 +144,7 @@ class StudyFolder:
         """
         try:
             found = from_json((self.path / "session.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
         return replace(found, ended="cut off") if found.ended == "running" and not self.owner else found
 

@@ -26,6 +26,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
+def printable(text: str) -> str:
+    """A text in a message, such as a file's name, with what would steer a terminal escaped as in Python."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 NO_UTF8 = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}
 """For str.translate: escapes for the bytes of a file's name that are no UTF-8, which Python holds as half pairs."""
 

@@ -99,7 +99,7 @@ def _read(path: Path, what: str) -> _Stored:
             has_frames = image.format != "MPO" and bool(getattr(image, "is_animated", False))
             image.load()
             upright = ImageOps.exif_transpose(image)
-            _refuse_unknown_white(upright)
+            _refuse_mode(upright, path, what)
             return _Stored(upright, _alpha(upright), has_frames)
     except FileNotFoundError:
         raise InputError(f"{what}: there is no file {path}") from None
@@ -126,9 +126,14 @@ def _refuse_huge(size: tuple[int, int], path: Path, what: str) -> None:
         )
 
 
-def _refuse_unknown_white(image: Image.Image) -> None:
-    if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits; save it with 8 bits a channel")
+def _refuse_mode(image: Image.Image, path: Path, what: str) -> None:
+    if image.mode in ("I", "F"):  # of a PGM too, where Pillow makes 32 bits of 16
+        raise InputError(
+            f"{what}: {path} has more than 8 bits a pixel, and nothing says which number is white; save it "
+            "with 8 bits"
+        )
+    if image.mode == "LAB":
+        raise InputError(f"{what}: {path} has its colours in CIELAB; save it as RGB or grey")
 
 
 def _as_eight_bits(image: Image.Image, mode: str) -> Image.Image:

@@ -28,7 +28,7 @@ from orchestrator.catalog.ids import NO_KEYS, Index, Keys, key, keys
 from orchestrator.catalog.layout import SEALED, broken_seal, changed_body, encode, picture_places
 from orchestrator.catalog.ledger import Ledger
 from orchestrator.catalog.schema import ENCODED, SCHEMA_VERSION, SCHEMAS, VERSION_KEY, foreign, suffix
-from search_spaces.errors import InputError, utf8
+from search_spaces.errors import InputError, printable, utf8
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +59,20 @@ def open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
     Credentials are the ecosystem's own business (AWS_*, ~/.aws, GOOGLE_APPLICATION_CREDENTIALS, instance roles).
     """
     text = str(root)
+    if not text.strip():
+        raise InputError(f"--root {text!r} names no folder; write a path, such as runs")
     if "://" not in text:
-        return pafs.LocalFileSystem(), utf8(str(Path(text).absolute()), "--root")
+        return pafs.LocalFileSystem(), _local(utf8(str(Path(text).absolute()), "--root"), text)
     address = urlsplit(utf8(text, "--root"))
     if address.scheme == "file":
         if address.netloc not in ("", "localhost") or not address.path:
             raise InputError(
                 f"--root {root} names no folder of this machine; write file:///… or just its path"
             )
-        return pafs.LocalFileSystem(), utf8(unquote(address.path, errors="surrogateescape"), "--root")
+        path = utf8(unquote(address.path, errors="surrogateescape"), "--root")
+        return pafs.LocalFileSystem(), _local(path, text)
+    if not address.netloc:
+        raise InputError(f"--root {text} names no bucket; write {address.scheme}://BUCKET/PREFIX")
     if "@" in address.netloc:
         raise InputError(
             f"--root {address.scheme}://…: a root holds no credentials; give them as the store's own tools take "
@@ -80,6 +85,14 @@ def open_root(root: str | Path) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, OSError) as error:
         raise InputError(f"--root {root} cannot be opened: {first_line(error)}") from None
     return filesystem, base
+
+
+def _local(path: str, root: str) -> str:
+    """A path of this machine that is a folder, or may become one. Raises InputError where a file is in the way."""
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"--root {root}: {place} is no folder; name one")
+    return path
 
 
 def first_line(error: BaseException) -> str:
@@ -733,13 +746,13 @@ def _name_missing(path: str, rows: int) -> None:
 
 def _missing(path: str, rows: int) -> str:
     return (
-        f"{path} is gone, with {rows:,} rows: put it back, or let `latentsweep run` make anew what is wanted of it "
-        "and `latentsweep catalog repair` forget it"
+        f"{printable(path)} is gone, with {rows:,} rows: put it back, or let `latentsweep run` make anew "
+        "what is wanted of it and `latentsweep catalog repair` forget it"
     )
 
 
 def _sentence(path: str, why: str) -> str:
-    return f"{path} {why}; it is skipped, and `latentsweep catalog repair` moves it out of the way"
+    return f"{printable(path)} {why}; it is skipped, and `latentsweep catalog repair` moves it out of the way"
 
 
 def _write_aside(content: Sequence[bytes], folder: Path, name: str) -> None:

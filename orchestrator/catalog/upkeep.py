@@ -95,7 +95,7 @@ class Health:
             )
         damage = self.unreadable or self.wrong or self.strange
         verdict = "nothing is damaged"
-        if self.lost:
+        if self.lost or self.without_picture or self.without_score:
             verdict = "what is gone cannot be mended; `latentsweep run` makes anew what is wanted of it"
         if self.missing:
             verdict = "`latentsweep catalog repair` forgets what is gone"

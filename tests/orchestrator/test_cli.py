@@ -476,7 +476,7 @@ def test_the_command_is_installed_by_its_name() -> None:
 
 def test_a_root_that_is_a_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("afile").touch()
-    assert "--root afile is a file" in complaint(capsys, "run", str(path), "--root", "afile")
+    assert "afile is no folder" in complaint(capsys, "run", str(path), "--root", "afile")
 
 
 @pytest.mark.parametrize("arguments", [["schema"], ["plan", "dragon.yaml"]])

@@ -10,6 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator import api, cli
@@ -79,6 +81,26 @@ def test_the_same_export_again_is_right_and_another_is_refused(to: str, root: st
         if other != to:
             with pytest.raises(InputError, match="is not this export"):
                 export("old", other, str(place), root)
+
+
+def test_a_picture_that_was_changed_makes_a_folder_another_one(root: str, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    export("old", "folder", str(place), root)
+    picture = min(place.glob("*.png"))
+    picture.write_bytes(max(place.glob("*.png")).read_bytes())
+    with pytest.raises(InputError, match="is not this export"):
+        export("old", "folder", str(place), root)
+
+
+def test_a_picture_that_was_changed_makes_a_parquet_file_another_one(root: str, tmp_path: Path) -> None:
+    place = tmp_path / "out.parquet"
+    export("old", "parquet", str(place), root)
+    rows = pq.read_table(place)
+    pictures = rows["image"].to_pylist()
+    swapped = pa.array([pictures[-1], *pictures[1:]], rows["image"].type)
+    pq.write_table(rows.set_column(rows.column_names.index("image"), "image", swapped), place)
+    with pytest.raises(InputError, match="is not this export"):
+        export("old", "parquet", str(place), root)
 
 
 @pytest.mark.parametrize("to", ["folder", "hf"])

@@ -1,6 +1,7 @@
 """Where a Ray instance of our own lives: for one user alone, short enough for sockets, and not in a home."""
 
 import os
+import signal
 import stat
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator import ray_place
 from orchestrator.ray_place import SOCKET_BYTES, exposed_token, fresh_token, private_folder
+from orchestrator.stopping import Stopped
 from search_spaces.errors import InputError
 
 LONGEST_WITHIN = "session_2026-11-30_09-30-59_123456_4194304/sockets/plasma_store"
@@ -40,6 +42,13 @@ def test_after_an_error_its_logs_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
         assert folder.parent.parent == tmp_path
         raise RuntimeError
     assert folder.is_dir()
+
+
+def test_after_a_signal_nothing_is_kept() -> None:
+    with pytest.raises(Stopped), private_folder() as folder:  # noqa: PT012
+        assert folder.is_dir()
+        raise Stopped(signal.SIGINT)
+    assert not folder.parent.exists()
 
 
 def test_a_tmpdir_that_is_too_long_is_said_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

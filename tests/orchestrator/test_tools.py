@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orchestrator import api, cli, images, studies
+from orchestrator.budget import Spent
 from orchestrator.catalog.expressions import condition
 from orchestrator.catalog.parquet import ParquetCatalog, past_trials
 from orchestrator.catalog.tables import Tables
@@ -75,6 +76,26 @@ def test_ls(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     with StudyFolder(root, "old").locked():
         assert "being run by process" in said(capsys, "ls")
     assert said(capsys, "ls", "--root", "elsewhere") == "studies: none under elsewhere\n"
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[" * 100_000, '{"name": "../x"}'])
+def test_ls_names_a_folder_that_is_no_study_and_lists_the_others(
+    root: str, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = Path(root, "studies", "strange")
+    strange.mkdir()
+    if content is not None:
+        (strange / "study.json").write_text(content, encoding="utf-8")
+    (strange / "session.json").write_text("[" * 100_000, encoding="utf-8")
+    (strange / "spent.json").write_text("[" * 100_000, encoding="utf-8")
+    Path(root, "studies", "loop").symlink_to("loop")
+    Path(root, "studies", "file").touch()
+    lines = {line.partition(":")[0]: line for line in said(capsys, "ls").splitlines()}
+    assert {"new", "old", "strange"} <= lines.keys()
+    assert "best clip_score" in lines["old"]
+    assert ("there is no study 'strange'" if content is None else "move the folder away") in lines["strange"]
+    said(capsys, "catalog", "check")
+    assert StudyFolder(root, "strange").spent() == Spent()
 
 
 def test_reused_images_are_told_with_their_study(root: str) -> None:

@@ -7,6 +7,7 @@ import random
 import struct
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +84,70 @@ def test_sixteen_bits_become_eight_from_black_to_white(tmp_path: Path) -> None:
     assert read.getextrema() == ((0, 255), (0, 255), (0, 255))
 
 
+def test_a_pgm_of_16_bits_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    greys(16).save(tmp_path / "a.pgm")
+    with refusal(KEY, "more than 8 bits a pixel", "save it with 8 bits"):
+        read_mask(tmp_path / "a.pgm", KEY, None)
+
+
+def saved(folder: Path) -> list[Path]:
+    """A bright picture in every mode that Pillow has, in every format of ours that takes it."""
+    lab = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    pixels = noise().point(lambda value: 128 + value // 2)
+    pictures = {"LAB": ImageCms.profileToProfile(pixels, lab[1], lab[0], outputMode="LAB"), "I;16": greys(16)}
+    for mode in (
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "HSV",
+        "I",
+        "F",
+    ):
+        via = (
+            pixels.convert("RGBA")
+            if mode in ("La", "RGBa")
+            else pixels.convert("L" if mode == "PA" else "RGB")
+        )
+        pictures[mode] = via.convert("LA").convert(mode) if mode == "La" else via.convert(mode)
+    for mode, picture in pictures.items():
+        for end in ("png", "tiff", "jpg", "webp", "pgm", "bmp", "gif"):
+            path = folder / f"{mode.replace(';', '')}.{end}"
+            try:
+                assert picture is not None
+                picture.save(path)
+            except (OSError, ValueError, KeyError):
+                path.unlink(missing_ok=True)
+    return sorted(folder.iterdir())
+
+
+def test_a_picture_in_any_mode_is_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    paths, refused = saved(tmp_path), dict[str, str]()
+    assert len(paths) > 40
+    for path in paths:
+        for read in (read_image, partial(read_mask, size=None)):
+            try:
+                assert read(path, KEY).mode in ("RGB", "L")
+            except InputError as error:
+                refused[path.name] = str(error)
+    assert all(f"{tmp_path}/{name}" in told for name, told in refused.items())
+    assert not [told for told in refused.values() if "is it complete" in told]
+    assert "LAB.tiff" in refused
+    assert not {"L.png", "P.png", "RGBA.png", "I16.png", "CMYK.jpg"} & refused.keys()
+
+
 @pytest.mark.parametrize("kind", ["float32", "int32"])
 def test_pixels_of_32_bits_have_no_known_white_and_are_refused(tmp_path: Path, kind: str) -> None:
     Image.fromarray(np.ones((4, 4), dtype=kind)).save(tmp_path / "a.tiff")
-    with refusal(KEY, str(tmp_path / "a.tiff"), "8 bits a channel"):
+    with refusal(KEY, str(tmp_path / "a.tiff"), "save it with 8 bits"):
         read_image(tmp_path / "a.tiff", KEY)
 
 

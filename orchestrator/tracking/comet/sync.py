@@ -403,7 +403,7 @@ def keep_refused(folder: Path, status: Status) -> None:
 
 
 def _refused(folder: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads((folder / _REFUSED).read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found

@@ -210,6 +210,35 @@ def test_a_root_holds_no_credentials(root: str) -> None:
     assert "s3cret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("root", "why"),
+    [
+        ("", "names no folder"),
+        (" ", "names no folder"),
+        ("/dev/null", "/dev/null is no folder"),
+        ("/dev/null/x/y", "/dev/null is no folder"),
+        ("file:///dev/null/x", "/dev/null is no folder"),
+        ("s3://", "names no bucket; write s3://BUCKET/PREFIX"),
+        ("s3:///runs", "names no bucket"),
+        ("gs://", "names no bucket; write gs://BUCKET/PREFIX"),
+    ],
+)
+def test_a_root_that_is_no_place_is_a_sentence(root: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        Tables(root)
+
+
+def test_what_would_steer_a_terminal_is_escaped_in_a_files_name(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "catalog" / "images" / "part-1-\x1b[31m\n2.parquet").write_bytes(b"no part")
+    tables = Tables(root)
+    tables.read("images", ["image_id"])
+    told = "\n".join([*caplog.messages, *tables.notices])
+    assert r"\x1b[31m\n2" in told
+    assert "\x1b" not in told
+
+
 def test_a_root_that_nothing_opens_is_a_sentence() -> None:
     with pytest.raises(InputError, match="--root ftp://somewhere/x cannot be opened"):
         open_root("ftp://somewhere/x")

@@ -156,6 +156,7 @@ def test_damage_is_found_and_put_aside_and_the_rest_stays(root: Path) -> None:
     after = check(Tables(root))
     assert (after.unreadable, after.wrong, after.rows["images"]) == ({}, {}, 7)
     assert after.without_picture == 2
+    assert after.summary[-1][1] != "nothing is damaged"
     # The same study makes them again, under their old numbers.
     past = past_trials(Tables(root), "small")
     assert sorted(past[0].outcomes) == [0]
