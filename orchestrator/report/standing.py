@@ -25,6 +25,9 @@ def part_text(results: Results) -> str | None:
     if images is None:
         images = sum(len(trial.scores.keys() | trial.failures.keys()) for trial in results.trials)
     extent, end = results.extent, _ENDS.get(results.ended, f"stopped by {results.signal}")
+    if results.fresh:
+        validated = sum(len(trial.validation) for trial in results.trials)
+        end = f"{_count(validated, 'image')} of its validation; {end}"
     if extent is None:
         return f"{whole:,} settings judged in full, {images:,} images; {end}"
     most = "at most " if extent.at_most else ""

@@ -152,6 +152,7 @@ class TestWords:
             ("running", "; it runs now"),
             ("budget", "; ended by its budget"),
             ("cut off", "; cut off, or run elsewhere"),
+            ("unfinished", "; not finished"),
         ],
     )
     def test_a_part_says_of_what(self, ended: Ended, end: str) -> None:
@@ -161,6 +162,12 @@ class TestWords:
         assert "; stopped by SIGTERM" in (part_text(replace(AHEAD, signal="SIGTERM")) or "")
         race = replace(AHEAD, ended=ended, extent=Extent(60, 180, at_most=True))
         assert part_text(race) == (f"2 of at most 60 settings judged in full, 8 of at most 180 images{end}")
+
+    def test_a_part_says_how_much_of_its_validation_there_is(self) -> None:
+        trials = [replace(trial, validation={0: 1.0}) for trial in AHEAD.trials[:2]]
+        part = part_text(replace(AHEAD, fresh=2, trials=[*trials, *AHEAD.trials[2:]]))
+        assert part is not None
+        assert part.endswith("8 of 18 images; 2 images of its validation; stopped by Ctrl-C")
 
     @pytest.mark.parametrize("ended", [None, "finished"])
     def test_the_whole_says_nothing_of_parts(self, ended: Ended | None) -> None:
@@ -216,7 +223,7 @@ class TestWords:
         said = report(study([80.0, 81.0, 82.0], [20.0, 21.0, 22.0]))
         assert "baseline: the model's own settings, guidance_scale 1, are the best so far" in said
 
-    @pytest.mark.parametrize("ended", ["stopped", "running", "cut off"])
+    @pytest.mark.parametrize("ended", ["stopped", "running", "cut off", "unfinished"])
     def test_who_was_not_judged_in_full_has_not_left_for_the_budgets_sake(self, ended: Ended) -> None:
         said = report(study([1.0, 2.0, 3.0], [9.0, 9.5, 9.2], {0: 1.0, 1: 1.5}, {0: 9.0}, ended=ended))
         assert "not in full: 2 settings, of which 1 certainly worse than the best so far" in said
