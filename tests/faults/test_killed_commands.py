@@ -124,14 +124,15 @@ runpy.run_module("tests.faults.killed_command", run_name="__main__", alter_sys=T
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two study files, of which one has been run to its end."""
+    """A folder with two study files; one has been run to its end, in two sessions, so that each table has parts."""
     place = tmp_path_factory.mktemp("finished")
     for name in ("cat.png", "cat-mask.png"):
         shutil.copy(EXAMPLES / name, place)
-    (place / "killed.yaml").write_text(STUDY, encoding="utf-8")
     (place / "other.yaml").write_text(OTHER, encoding="utf-8")
-    done = latentsweep(place, "run killed.yaml --workers 1")
-    assert done.returncode == 0, done.stderr
+    for text in (STUDY.replace("seeds: 2", "seeds: 1"), STUDY):
+        (place / "killed.yaml").write_text(text, encoding="utf-8")
+        done = latentsweep(place, "run killed.yaml --workers 1")
+        assert done.returncode == 0, done.stderr
     return place
 
 
